@@ -1,0 +1,51 @@
+# Two commands matter: `make quickstart` and `make test`. Both set up a virtual environment on their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+RUN := runs/quickstart
+EXPORT := saved_models/quickstart
+
+.PHONY: help quickstart test lint bench clean
+help:
+	@echo "make quickstart   set up, train on the built-in pictures, evaluate, draw, export, verify"
+	@echo "make test         set up and run the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        the benchmarks, one JSON line a figure"
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[builtin]"
+	touch $@
+
+$(VENV)/.tests: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/mmfusion train configs/quickstart.yaml --run $(RUN)
+	$(BIN)/mmfusion evaluate $(RUN)
+	$(BIN)/mmfusion export $(RUN) --output $(EXPORT) --overwrite
+	$(BIN)/mmfusion verify $(EXPORT) --run $(RUN)
+	@echo
+	@echo "Pictures: $(RUN)/evaluation/retrieval.png, captions.png, attention.png and $(RUN)/figures/learning_curves.png"
+	@echo "Try:      $(BIN)/mmfusion caption $(EXPORT) PICTURE..."
+	@echo "          $(BIN)/mmfusion search $(EXPORT) \"red heart\" FOLDER"
+
+test: $(VENV)/.tests
+	mkdir -p test-results
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs --durations=15 --junitxml=test-results/junit.xml
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.tests
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/encoding.py
+
+clean:
+	rm -rf $(VENV) build dist test-results *.egg-info

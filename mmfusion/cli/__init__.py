@@ -1,0 +1,1 @@
+"""The command ``mmfusion``; one small module a command, none imports TensorFlow before it runs."""

@@ -1,0 +1,67 @@
+"""What ``mmfusion data check`` does once TensorFlow may be imported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def source_settings(source: str) -> dict[str, str]:
+    """The recipe's ``data`` section that a word on the command line stands for.
+
+    Args:
+        source: A folder, a file, ``builtin`` or ``tfds:NAME``.
+
+    Example:
+        >>> source_settings("tfds:coco_captions")
+        {'source': 'tfds', 'name': 'coco_captions'}
+        >>> source_settings("photos.csv")
+        {'source': 'csv', 'path': 'photos.csv'}
+    """
+    if source == "builtin":
+        return {"source": "builtin"}
+    if source.startswith("tfds:"):
+        return {"source": "tfds", "name": source.removeprefix("tfds:")}
+    path = Path(source)
+    if path.is_dir():
+        kind = "jsonl" if (path / "captions.jsonl").is_file() else "folder"
+        kind = "csv" if kind == "folder" and (path / "captions.csv").is_file() else kind
+    else:
+        name = path.name.lower()
+        endings = {".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord"}
+        kind = next((kind for ending, kind in endings.items() if name.endswith(ending)), "tfrecord" if "tfrecord" in name else "jsonl")
+    return {"source": kind, "path": source}
+
+
+def report(source: str, overrides: list[str], *, as_json: bool, output: Path | None) -> None:
+    """Opens the source, checks it and prints the report.
+
+    Args:
+        source: See `source_settings`, or a recipe's file.
+        overrides: With a recipe: values to change.
+        as_json: Print JSON instead of tables.
+        output: Also write JSON there.
+    """
+    from rich.console import Console
+
+    from mmfusion.config import load_recipe, recipe_from_dict
+    from mmfusion.data import check_source, open_source
+
+    if source.endswith((".yaml", ".yml")):
+        recipe = load_recipe(source, overrides)
+    else:
+        recipe = recipe_from_dict({"name": "check", "data": source_settings(source)}, where="the command line")
+    console = Console(stderr=True)
+    with console.status("reading everything once") as status:
+        result = check_source(
+            open_source(recipe.data), progress=lambda done, total: status.update(f"reading {done} of {total}")
+        )
+    content = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+    if output is not None:
+        output.write_text(content + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(content)
+    else:
+        Console().print(result.table())

@@ -1,0 +1,50 @@
+"""``mmfusion evaluate``: a run's best model against a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values of its recipe to change, as in evaluation.split=test data.path=photos.", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the results go. Default: RUN/evaluation.")] = None,
+) -> None:
+    """Measure retrieval, reranking and captions of a run; writes JSON, a table and pictures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mmfusion.cli.environment import quiet_tensorflow
+    from mmfusion.config import load_recipe
+
+    quiet_tensorflow()
+    from mmfusion.data import open_source
+    from mmfusion.evaluation.evaluate import evaluate_model
+    from mmfusion.evaluation.report import print_report
+    from mmfusion.training import load_run
+
+    loaded = load_run(run)
+    recipe = load_recipe(loaded.folder.recipe, overrides or [])
+    folder = output or loaded.folder.evaluation
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    tasks: dict[str, object] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what)
+        bar.update(tasks[what], completed=done, total=total)
+
+    with bar:
+        evaluate_model(
+            recipe, loaded.model, loaded.tokenizer, loaded.transform, open_source(recipe.data), folder, progress=progress
+        )
+    print_report(folder)

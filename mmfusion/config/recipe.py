@@ -1,0 +1,85 @@
+"""The recipe: one file, one experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from mmfusion.config.data_config import DataConfig
+from mmfusion.config.model_config import FusionConfig, ModelConfig, TextConfig
+from mmfusion.config.section import Section
+from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
+from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig
+
+_RETRIEVAL = tuple(
+    f"val_{name}"
+    for name in ("rsum", *(f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r1", "r5", "r10", "median_rank")))
+)
+_CAPTIONS = ("val_cider_d", "val_rouge_l", "val_bleu_1", "val_bleu_2", "val_bleu_3", "val_bleu_4", "val_distinct")
+
+
+class Recipe(Section):
+    """Everything that an experiment depends on, validated before TensorFlow does any work.
+
+    Example:
+        >>> from mmfusion.config import recipe_from_dict
+        >>> recipe_from_dict({"name": "a", "train": {"epochs": 3}}).train.epochs
+        3
+    """
+
+    name: str = Field("experiment", min_length=1, pattern=r"^[\w.-]+$", description="Name in reports and folders.")
+    seed: int = Field(0, ge=0, description="Of everything random.")
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    fusion: FusionConfig = FusionConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    tune: TuneConfig | None = None
+    quick: dict[str, Any] = Field(default_factory=dict, description="Changes that make it end in a minute or two.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        size, patch = self.data.size, self.model.image_encoder.patch_size
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(f"model.image_encoder.patch_size: expected a divisor of data.image_size {list(size)}, found {patch}")
+        if self.model.text_encoder.dim % self.fusion.num_heads:
+            raise ValueError(
+                f"fusion.num_heads: expected a divisor of model.text_encoder.dim {self.model.text_encoder.dim}, "
+                f"found {self.fusion.num_heads}"
+            )
+        heads, terms = set(self.model.heads), self.terms
+        for term in terms:
+            if term not in heads:
+                raise ValueError(f"objective.{term}: expected none, since model.heads lacks {term}; set objective.{term}=null")
+        if not terms:
+            raise ValueError("objective: expected at least one term, found none")
+        if self.evaluation.rerank_top_k and "matching" not in heads:
+            raise ValueError("evaluation.rerank_top_k: expected 0, since model.heads lacks matching")
+        longest = self.text.max_tokens - 1
+        if self.decoding.max_tokens is not None and self.decoding.max_tokens > longest:
+            raise ValueError(f"decoding.max_tokens: expected at most {longest} (text.max_tokens - 1), found {self.decoding.max_tokens}")
+        figures = self.validation_figures
+        for path, figure in (("train.monitor", self.train.monitor), *self._goal()):
+            if figure not in figures:
+                raise ValueError(f"{path}: expected one of {', '.join(figures)}, found {figure}")
+        return self
+
+    def _goal(self) -> list[tuple[str, str]]:
+        return [] if self.tune is None else [("tune.objective.metric", self.tune.objective.metric)]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms of the loss that are switched on."""
+        return tuple(name for name in ("contrastive", "matching", "captioning") if getattr(self.objective, name) is not None)
+
+    @property
+    def validation_figures(self) -> tuple[str, ...]:
+        """The figures that a validation of this recipe says."""
+        terms = [f"val_{term}_{what}" for term in self.terms for what in ("loss", "accuracy")]
+        retrieval = _RETRIEVAL if "contrastive" in self.model.heads else ()
+        captions = _CAPTIONS if "captioning" in self.model.heads else ()
+        return ("val_loss", *terms, *retrieval, *captions)

@@ -1,0 +1,106 @@
+"""From a table of examples to batches of pictures and of texts, for evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from mmfusion.data.image_loader import ImageLoader
+from mmfusion.data.image_transform import ImageTransform
+from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
+from mmfusion.data.quarantine import Quarantine
+from mmfusion.data.source import Source
+
+
+def build_eval_images(
+    source: Source, split: str, *, transform: ImageTransform, batch_size: int, quarantine: Quarantine
+) -> tf.data.Dataset:
+    """Every picture of a split once, in order.
+
+    Args:
+        source: The data.
+        split: Its split; ``"all"`` is all splits.
+        transform: How pictures become pixels.
+        batch_size: Pictures a batch; the last batch may be smaller, and so is one with a bad picture.
+        quarantine: Where bad pictures are recorded; they are left out.
+
+    Returns:
+        A dataset of ``image: float32[B, H, W, 3]`` and ``image_id: int32[B]``.
+
+    Raises:
+        DataError: If there is no such split.
+
+    Example:
+        >>> import pathlib, tempfile, tensorflow as tf
+        >>> from mmfusion.data import Example, ImageReference, ImageTransform, Quarantine, Source, build_eval_images
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "1.png").write_bytes(tf.io.encode_png(tf.zeros([4, 4, 3], tf.uint8)).numpy())
+        >>> rows = [Example(ImageReference(str(folder / "1.png")), ("a dot",), i, f"row {i}") for i in range(3)]
+        >>> batches = build_eval_images(
+        ...     Source("dots", {"val": rows}), "val", transform=ImageTransform(size=2), batch_size=2,
+        ...     quarantine=Quarantine(None, total=3))
+        >>> [batch["image_id"].numpy().tolist() for batch in batches]
+        [[0, 1], [2]]
+    """
+    examples = source.examples(split)
+    loader = ImageLoader(examples, transform, quarantine)
+    height, width = transform.size
+
+    def load(start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = range(int(start), min(int(start) + batch_size, len(examples)))
+        loaded = [(examples[row].image_id, pixels) for row in rows if (pixels := loader.load(row)) is not None]
+        pixels = np.stack([row[1] for row in loaded]) if loaded else np.empty((0, height, width, 3), np.uint8)
+        return pixels, np.asarray([row[0] for row in loaded], np.int32)
+
+    def load_batch(start: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels, image_ids = tf.numpy_function(load, [start], (tf.uint8, tf.int32), name="load_batch")
+        return {
+            "image": transform.normalize(tf.ensure_shape(pixels, [None, height, width, 3])),
+            "image_id": tf.ensure_shape(image_ids, [None]),
+        }
+
+    dataset = tf.data.Dataset.range(0, len(examples), batch_size)
+    dataset = dataset.map(load_batch, num_parallel_calls=tf.data.AUTOTUNE)
+    # A model need not know what to do with no picture at all.
+    dataset = dataset.filter(lambda batch: tf.size(batch["image_id"]) > 0)
+    return dataset.with_options(pipeline_options()).prefetch(tf.data.AUTOTUNE)
+
+
+def build_eval_texts(source: Source, split: str, *, tokenizer: Tokenizer, batch_size: int) -> tf.data.Dataset:
+    """Every caption of a split once, in order, with the id of its picture.
+
+    Args:
+        source: The data.
+        split: Its split; ``"all"`` is all splits.
+        tokenizer: As for `build_train_dataset`.
+        batch_size: Captions a batch; the last batch may be smaller.
+
+    Returns:
+        A dataset of ``token_ids: int32[B, T]``, ``token_mask: bool[B, T]`` and ``image_id: int32[B]``.
+
+    Raises:
+        DataError: If there is no such split.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from mmfusion.data import Example, ImageReference, Source, build_eval_texts
+        >>> rows = [Example(ImageReference("a.jpg"), ("a dog", "a pet"), i, f"row {i}") for i in range(2)]
+        >>> def tokenizer(text):
+        ...     token_ids = tf.cast(tf.strings.length(text), tf.int32)[:, None]
+        ...     return token_ids, token_ids > 0
+        >>> batches = build_eval_texts(Source("dogs", {"val": rows}), "val", tokenizer=tokenizer, batch_size=3)
+        >>> [batch["image_id"].numpy().tolist() for batch in batches]
+        [[0, 0, 1], [1]]
+    """
+    examples = source.examples(split)
+    texts = [caption.encode("utf-8") for example in examples for caption in example.captions]
+    image_ids = [example.image_id for example in examples for _ in example.captions]
+
+    def tokenize(texts: tf.Tensor, image_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        token_ids, token_mask = tokenizer(texts)
+        return {"token_ids": token_ids, "token_mask": token_mask, "image_id": image_ids}
+
+    columns = (tf.constant(texts, tf.string, [len(texts)]), tf.constant(image_ids, tf.int32, [len(texts)]))
+    dataset = tf.data.Dataset.from_tensor_slices(columns).batch(batch_size)
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.with_options(pipeline_options()).prefetch(tf.data.AUTOTUNE)

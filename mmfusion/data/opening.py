@@ -1,0 +1,86 @@
+"""From the data part of a recipe to a source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmfusion.data.source import Source
+from mmfusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmfusion.config import DataConfig
+
+SOURCES = ("builtin", "jsonl", "csv", "folder", "tfds", "tfrecord", "webdataset")
+"""Names of the kinds of sources."""
+
+
+def open_source(data: DataConfig) -> Source:
+    """Opens the data set that a recipe names.
+
+    Args:
+        data: The `data` part of a recipe. `source` is one of `SOURCES`; `path` is the file, folder or pattern (for
+            ``tfds`` the data directory); `name` is the data set's name for ``tfds``; `languages` are those of
+            ``builtin``; `limit` keeps the first so many training pictures; `validation_share` is divided from the
+            training split where the data has no validation split.
+
+    Returns:
+        The source.
+
+    Raises:
+        ConfigError: If the kind is unknown, or lacks its path or name.
+        DataError: If the data cannot be read.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from mmfusion.data import open_source
+        >>> open_source(SimpleNamespace(source="jsonl", path="nowhere", name=None))
+        Traceback (most recent call last):
+        ...
+        mmfusion.errors.DataError: cannot read the data [nowhere]: found No such file or directory; set data.path to a \
+file of JSON lines, or to a folder with a captions.jsonl
+    """
+    source = _open(data)
+    train, validation = getattr(data, "train_split", "train"), getattr(data, "validation_split", "val")
+    share = getattr(data, "validation_share", None)
+    if share and train in source.splits and validation not in source.splits:
+        source = source.with_validation_share(share, 0, split=train, validation=validation)
+    limit = getattr(data, "limit", None)
+    if limit is not None and train in source.splits:
+        source = source.limited(train, limit)
+    return source
+
+
+def _open(data: DataConfig) -> Source:
+    if data.source == "builtin":
+        from mmfusion.data.builtin import read_builtin
+
+        return read_builtin(data.languages)
+    if data.source == "tfds":
+        from mmfusion.data.tfds_builder import read_tfds
+
+        if not data.name:
+            raise ConfigError("a TFDS source needs a name", where="data.name", expected="a name such as coco_captions")
+        return read_tfds(data.name, data_dir=data.path)
+    if data.source not in SOURCES:
+        raise ConfigError("unknown source", where="data.source", expected=" or ".join(SOURCES), found=repr(data.source))
+    if not data.path:
+        raise ConfigError(f"a source of kind {data.source} needs a path", where="data.path", found="none")
+    if data.source == "jsonl":
+        from mmfusion.data.jsonl import read_jsonl
+
+        return read_jsonl(data.path)
+    if data.source == "csv":
+        from mmfusion.data.csv_table import read_csv
+
+        return read_csv(data.path)
+    if data.source == "folder":
+        from mmfusion.data.folder import read_folder
+
+        return read_folder(data.path)
+    if data.source == "tfrecord":
+        from mmfusion.data.tfrecord import read_tfrecord
+
+        return read_tfrecord(data.path)
+    from mmfusion.data.webdataset import read_webdataset
+
+    return read_webdataset(data.path)

@@ -1,0 +1,84 @@
+"""Collects the rows of a reader into a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mmfusion.data.captions import clean_captions
+from mmfusion.data.example import BadRow, Example, ImageReference
+from mmfusion.data.source import Source
+from mmfusion.errors import DataError
+
+
+class SourceBuilder:
+    """Collects rows into a `Source`: joins rows of one picture, cleans captions, gives out ids, notes bad rows.
+
+    Args:
+        name: Name of the source.
+
+    Example:
+        >>> from mmfusion.data import ImageReference
+        >>> builder = SourceBuilder("table.csv")
+        >>> builder.add("table.csv:2", "a.jpg", ImageReference("a.jpg"), "a dog")
+        >>> builder.add("table.csv:3", "a.jpg", ImageReference("a.jpg"), "a brown dog")
+        >>> builder.add("table.csv:4", "b.jpg", ImageReference("b.jpg"), " ")
+        >>> source = builder.build()
+        >>> source.splits["train"][0].captions, source.bad_rows[0].reason
+        (('a dog', 'a brown dog'), 'caption 1 is empty')
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._rows: dict[str, tuple[str, str, ImageReference, list[str]]] = {}
+        self._bad: list[BadRow] = []
+
+    def bad(self, name: str, reason: str) -> None:
+        """Notes a row that cannot be used."""
+        self._bad.append(BadRow(name, reason))
+
+    def add(self, name: str, key: str, image: ImageReference, captions: object, split: object = "train") -> None:
+        """Adds a row.
+
+        Args:
+            name: File and row.
+            key: What tells pictures apart; rows with the same key are one picture.
+            image: Where the picture is.
+            captions: A caption or a list of them, as found in the file.
+            split: The split, as found in the file. Default ``"train"``.
+        """
+        if not isinstance(split, str) or not split.strip() or split.strip() == "all":
+            self.bad(name, f"split: expected a name other than 'all', found {split!r}")
+            return
+        split = split.strip()
+        good, reasons = clean_captions(captions)
+        for reason in reasons:
+            self.bad(name, reason)
+        if not good:
+            return
+        known = self._rows.get(key)
+        if known is None:
+            self._rows[key] = (split, name, image, list(good))
+        elif known[0] != split:
+            # Taken twice, the picture would be trained on and validated with.
+            self.bad(name, f"{key} is in split {known[0]!r} already ({known[1]})")
+        else:
+            known[3].extend(good)
+
+    def build(self, splits: Iterable[str] = ()) -> Source:
+        """The source.
+
+        Args:
+            splits: Splits that exist even when empty.
+
+        Raises:
+            DataError: If there is not one usable row.
+        """
+        tables: dict[str, list[Example]] = {split: [] for split in splits}
+        for image_id, (split, name, image, captions) in enumerate(self._rows.values()):
+            tables.setdefault(split, []).append(Example(image, tuple(captions), image_id, name))
+        if not self._rows:
+            first = f"{self._bad[0].name}: {self._bad[0].reason}" if self._bad else "no rows"
+            raise DataError(
+                "no usable row", where=self.name, found=f"{first}, and {max(len(self._bad) - 1, 0)} more bad rows"
+            )
+        return Source(self.name, tables, self._bad)

@@ -1,0 +1,152 @@
+"""A vision transformer: photographs into a stream of patch tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import KerasTensor
+
+from mmfusion.errors import ConfigError
+from mmfusion.layers import PatchEmbedding, TransformerBlock
+
+
+@keras.saving.register_keras_serializable(package="mmfusion")
+class VisionTransformer(keras.layers.Layer):
+    """Encodes images as patch tokens with a pre-norm transformer (ViT).
+
+    ``tokens = LayerNorm(Block_L(… Block_1(PatchEmbedding(image))))``. There is no class token: the tokens are exactly the
+    patches, row by row, so that attention over them can be drawn on the picture.
+
+    Args:
+        image_size: Height and width in pixels; one number means a square.
+        patch_size: Side of a patch in pixels. Default 16.
+        dim: Width of the tokens, D. Default 256.
+        depth: Number of transformer blocks. Default 6.
+        num_heads: Attention heads. Default 4.
+        mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
+        dropout: Rate after attention and feed-forward. Default 0.
+        stochastic_depth: Rate of the last block; it grows linearly from 0 with depth. Default 0.
+        kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+
+    Call arguments:
+        images: ``float[B, H, W, 3]``, normalised as the data pipeline does.
+        training: Whether dropout is active.
+
+    Returns:
+        ``float[B, P, D]`` with ``P = rows * cols``, row-major.
+
+    Raises:
+        ConfigError: If the image size is not a multiple of the patch size.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.encoders import VisionTransformer
+        >>> encoder = VisionTransformer(image_size=32, patch_size=8, dim=16, depth=1, num_heads=2)
+        >>> tuple(encoder(np.zeros((2, 32, 32, 3), "float32")).shape), encoder.grid
+        ((2, 16, 16), (4, 4))
+
+    Source: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (arXiv:2010.11929).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        patch_size: int = 16,
+        dim: int = 256,
+        depth: int = 6,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        kernel: str = "exact",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if height % patch_size or width % patch_size:
+            raise ConfigError(
+                "image size is not a multiple of the patch size",
+                where=self.name,
+                expected=f"a multiple of {patch_size}",
+                found=f"{height} x {width}",
+                fix="change image_size or patch_size",
+            )
+        self.image_size = (int(height), int(width))
+        self.patch_size = patch_size
+        self.dim = dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.stochastic_depth = stochastic_depth
+        self.kernel = kernel
+        self.patch_embedding = PatchEmbedding(
+            patch_size=patch_size, dim=dim, dtype=self.dtype_policy, name="patch_embedding"
+        )
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.blocks = [
+            TransformerBlock(
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                dropout=dropout,
+                stochastic_depth=stochastic_depth * index / max(depth - 1, 1),
+                kernel=kernel,
+                dtype=self.dtype_policy,
+                name=f"block_{index}",
+            )
+            for index in range(depth)
+        ]
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    def build(self, images_shape: Sequence[int | None] | None = None) -> None:
+        """Builds all parts; the shape is known from `image_size`."""
+        self.patch_embedding.build((None, *self.image_size, 3))
+        tokens_shape = (None, self.grid[0] * self.grid[1], self.dim)
+        for block in self.blocks:
+            block.build(tokens_shape)
+        self.norm.build(tokens_shape)
+        self.built = True
+
+    def call(self, images: KerasTensor, training: bool | None = None) -> KerasTensor:
+        """Encodes the images; see the class."""
+        found = tuple(images.shape[1:])
+        if any(a is not None and a != b for a, b in zip(found, (*self.image_size, 3), strict=True)):
+            raise ConfigError(
+                "images of another size than the encoder was built for",
+                where=self.name,
+                expected=f"[B, {self.image_size[0]}, {self.image_size[1]}, 3]",
+                found=f"{list(images.shape)}",
+                fix="resize the images, or build the encoder with their image_size",
+            )
+        tokens = self.dropout_layer(self.patch_embedding(images), training=training)
+        for block in self.blocks:
+            tokens = block(tokens, training=training)
+        return self.norm(tokens)
+
+    def compute_output_shape(self, images_shape: Sequence[int | None]) -> tuple[int | None, int, int]:
+        """``[B, P, D]``."""
+        return images_shape[0], self.grid[0] * self.grid[1], self.dim
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "dim": self.dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
+            "kernel": self.kernel,
+        }

@@ -1,0 +1,62 @@
+"""The errors that people see: one line each, with what, where, expected, found and what to do."""
+
+from __future__ import annotations
+
+
+class MMFusionError(ValueError):
+    """An error that a person can act on, told in one line.
+
+    Args:
+        what: What went wrong, as a short clause.
+        where: The file, row, key or layer concerned.
+        expected: What would have been right.
+        found: What was there instead.
+        fix: What to do about it.
+
+    Example:
+        >>> from mmfusion.errors import MMFusionError
+        >>> str(MMFusionError("unreadable image", where="a.jpg", expected="JPEG", found="text", fix="remove the row"))
+        'unreadable image [a.jpg]: expected JPEG, found text; remove the row'
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.found, self.fix = what, where, expected, found, fix
+        message = what if where is None else f"{what} [{where}]"
+        details = [
+            f"{label} {value}"
+            for label, value in (("expected", expected), ("found", found))
+            if value is not None
+        ]
+        if details:
+            message = f"{message}: {', '.join(details)}"
+        if fix:
+            message = f"{message}; {fix}"
+        super().__init__(" ".join(message.split()))
+
+
+class ConfigError(MMFusionError):
+    """A recipe, an option or a constructor argument that cannot work."""
+
+
+class DataError(MMFusionError):
+    """An image, a caption, a row or an archive that cannot be used."""
+
+
+class TextError(MMFusionError):
+    """A vocabulary or a text that cannot be used."""
+
+
+class CheckpointError(MMFusionError):
+    """A checkpoint or a run folder that is missing, broken or does not fit."""
+
+
+class ExportError(MMFusionError):
+    """An export that cannot be written, loaded or verified."""

@@ -1,0 +1,7 @@
+"""Where a model looks, and how to show it."""
+
+from __future__ import annotations
+
+from mmfusion.explain.overlay import attention_maps, draw_attention_overlay
+
+__all__ = ["attention_maps", "draw_attention_overlay"]

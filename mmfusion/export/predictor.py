@@ -1,0 +1,205 @@
+"""One Python interface over a run and an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from mmfusion.errors import DataError, ExportError
+from mmfusion.export.saved_model import DESCRIPTION
+
+Image = str | Path | bytes
+
+
+class Caption(NamedTuple):
+    """A caption of a picture.
+
+    Attributes:
+        text: The caption.
+        score: Its mean log-probability a token; nearer to 0 is surer.
+    """
+
+    text: str
+    score: float
+
+
+class Attention(NamedTuple):
+    """Where each token of a sentence looks in a picture.
+
+    Attributes:
+        maps: ``float32[layers, heads, T, rows, cols]``; each map sums to 1.
+        tokens: The T tokens.
+    """
+
+    maps: np.ndarray
+    tokens: list[str]
+
+
+class Predictor:
+    """Answers questions about pictures and sentences, from paths, bytes and strings.
+
+    Made by `mmfusion.load`, over a run folder or an exported SavedModel.
+
+    Args:
+        functions: The signatures by name, each from named tensors to a dictionary of tensors.
+        name: What they come from, for messages.
+        batch_size: Pictures or sentences at a time. Default 32.
+    """
+
+    def __init__(self, functions: dict[str, Callable[..., dict[str, tf.Tensor]]], *, name: str, batch_size: int = 32) -> None:
+        self.functions = functions
+        self.name = name
+        self.batch_size = batch_size
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """What can be asked."""
+        return tuple(sorted(self.functions))
+
+    def encode_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Pictures to unit-length ``float32[N, E]``."""
+        return self._ask("encode_image", image_bytes=images)["embedding"]
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Sentences to unit-length ``float32[N, E]``."""
+        return self._ask("encode_text", text=texts)["embedding"]
+
+    def match(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+        """Probability ``float32[N]`` that sentence n describes picture n."""
+        if len(images) != len(texts):
+            raise DataError("as many sentences as pictures are needed", expected=len(images), found=len(texts))
+        return self._ask("match", image_bytes=images, text=texts)["score"]
+
+    def caption(self, images: Sequence[Image]) -> list[Caption]:
+        """Writes a caption for each picture."""
+        answer = self._ask("caption", image_bytes=images)
+        return [
+            Caption(text.decode("utf-8", "replace"), float(score))
+            for text, score in zip(answer["caption"], answer["score"], strict=True)
+        ]
+
+    def attend(self, image: Image, text: str) -> Attention:
+        """Where each token of the sentence looks in the picture."""
+        answer = self._ask("attend", image_bytes=[image], text=[text])
+        tokens = [token.decode("utf-8", "replace") for token in answer["tokens"][0]]
+        return Attention(answer["attention"][0], tokens)
+
+    def _ask(self, signature: str, **inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        if signature not in self.functions:
+            raise ExportError(
+                f"cannot {signature.replace('_', ' ')}: the model has no such head",
+                where=self.name,
+                expected=signature,
+                found=", ".join(self.signatures),
+            )
+        count = len(next(iter(inputs.values())))
+        if not count:
+            raise DataError("nothing was asked", where=signature, expected="at least one input", found="an empty list")
+        answers = [self._ask_batch(signature, batch) for batch in self._batches(inputs, count)]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def _ask_batch(self, signature: str, batch: dict[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        values = dict(batch)
+        if "image_bytes" in values:
+            values["image_bytes"] = [read_image(image) for image in batch["image_bytes"]]
+        tensors = {name: tf.constant(list(value), tf.string) for name, value in values.items()}
+        try:
+            return {name: value.numpy() for name, value in self.functions[signature](**tensors).items()}
+        except tf.errors.InvalidArgumentError as error:
+            if "image_bytes" in values:
+                for image, content in zip(batch["image_bytes"], values["image_bytes"], strict=True):
+                    check_image(image, content)
+            raise ExportError("the model refused the input", where=self.name, found=str(error).splitlines()[0]) from error
+
+    def _batches(self, inputs: dict[str, Sequence[Any]], count: int) -> Iterator[dict[str, Sequence[Any]]]:
+        for start in range(0, count, self.batch_size):
+            yield {name: values[start : start + self.batch_size] for name, values in inputs.items()}
+
+
+def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
+    """Loads a run folder or an exported SavedModel.
+
+    Args:
+        path: The folder.
+        batch_size: Pictures or sentences at a time. Default 32.
+
+    Returns:
+        The `Predictor`.
+
+    Raises:
+        ExportError: If the folder is neither.
+    """
+    from mmfusion.training import RunFolder, load_run
+
+    path = Path(path)
+    if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
+        from mmfusion.export.serving_functions import as_tf_function, serving_functions
+
+        run = load_run(path)
+        decoding = run.recipe.decoding
+        functions = serving_functions(
+            run.model,
+            run.tokenizer,
+            run.transform,
+            beam_size=decoding.beam_size if decoding.method == "beam" else 1,
+            length_penalty=decoding.length_penalty,
+            max_tokens=decoding.max_tokens,
+            min_tokens=decoding.min_tokens,
+        )
+        return Predictor(
+            {name: as_tf_function(function) for name, function in functions.items()},
+            name=str(path),
+            batch_size=batch_size,
+        )
+    if not (path / "saved_model.pb").is_file() or not (path / DESCRIPTION).is_file():
+        raise ExportError(
+            "neither a run nor an export of mmfusion",
+            where=path,
+            expected=f"recipe.yaml with best.keras, or saved_model.pb with {DESCRIPTION}",
+            found="no such folder" if not path.exists() else "a file" if path.is_file() else "a folder without them",
+            fix="name a folder that `mmfusion train` or `mmfusion export` made",
+        )
+    import tensorflow_text  # noqa: F401  registers the tokenizer's operators
+
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
+    functions = {name: function for name, function in loaded.signatures.items() if name != "serving_default"}
+    predictor = Predictor(functions, name=str(path), batch_size=batch_size)
+    predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
+    return predictor
+
+
+def read_image(image: Image) -> bytes:
+    """The bytes of a picture given by path or as bytes.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise DataError("cannot read the image", where=image, found=error.strerror) from error
+
+
+def check_image(image: Image, content: bytes) -> None:
+    """Raises a `DataError` that names the picture if its bytes are no picture."""
+    from mmfusion.data import decode_image
+
+    try:
+        decode_image(tf.constant(content))
+    except (tf.errors.InvalidArgumentError, DataError) as error:
+        name = "image_bytes" if isinstance(image, bytes) else image
+        raise DataError(
+            "not a readable image",
+            where=name,
+            expected="JPEG, PNG, WebP, GIF or BMP",
+            found=f"{len(content)} bytes starting with {content[:8]!r}",
+        ) from error

@@ -1,0 +1,223 @@
+"""Writes a run as a SavedModel that takes image files and sentences."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mmfusion.config import dump_recipe
+from mmfusion.errors import ExportError
+from mmfusion.export.serving_functions import serving_functions
+from mmfusion.training import LoadedRun
+from mmfusion.version import __version__
+
+DESCRIPTION = "mmfusion.json"
+REQUEST = "request.py"
+
+
+def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes a SavedModel with the named signatures, its recipe, vocabulary, card and example requests.
+
+    The folder appears when it is complete; a failure leaves nothing behind.
+
+    Args:
+        run: What to export.
+        output: The folder to write.
+        overwrite: Whether an earlier export there is replaced. Default False.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: If the folder exists and is not to be replaced, or cannot be written.
+    """
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise ExportError(
+            "there is something already", where=output, fix="choose another --output, or pass --overwrite"
+        )
+    if output.exists() and not (output / DESCRIPTION).is_file() and any(output.iterdir()):
+        raise ExportError(
+            "not replaced: this is no export of mmfusion", where=output, expected=DESCRIPTION, fix="choose another --output"
+        )
+    decoding = run.recipe.decoding
+    functions = serving_functions(
+        run.model,
+        run.tokenizer,
+        run.transform,
+        beam_size=decoding.beam_size if decoding.method == "beam" else 1,
+        length_penalty=decoding.length_penalty,
+        max_tokens=decoding.max_tokens,
+        min_tokens=decoding.min_tokens,
+    )
+    archive = keras.export.ExportArchive()
+    archive.track(run.model)
+    archive.track(run.tokenizer)
+    # The vocabulary is a table of the tokenizer; a copy among the assets lets any other tool read it.
+    for name, serving in functions.items():
+        archive.add_endpoint(name, _named(serving.function, serving.inputs), input_signature=serving.inputs)
+    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        archive.write_out(partial, verbose=False)
+        (partial / "assets").mkdir(exist_ok=True)
+        shutil.copyfile(run.folder.vocabulary, partial / "assets" / "vocab.txt")
+        (partial / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+        description = _description(run, functions)
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(_card(run, description), encoding="utf-8")
+        _write_examples(partial / "examples", description)
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    except OSError as error:
+        raise ExportError("cannot write the export", where=output, found=error.strerror or error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def example_image(size: int = 96) -> bytes:
+    """A drawn picture as JPEG bytes: free of any licence, for examples and checks.
+
+    Args:
+        size: Its side in pixels. Default 96.
+
+    Example:
+        >>> from mmfusion.export.saved_model import example_image
+        >>> example_image()[:2]
+        b'\\xff\\xd8'
+    """
+    ramp = tf.linspace(0.0, 255.0, size)
+    red, green = tf.meshgrid(ramp, ramp)
+    distance = tf.sqrt((red - 127.0) ** 2 + (green - 127.0) ** 2)
+    blue = tf.where(distance < 80.0, 230.0, 40.0)
+    return tf.io.encode_jpeg(tf.cast(tf.stack([red, green, blue], axis=-1), tf.uint8), quality=95).numpy()
+
+
+def _named(function: Any, inputs: list[tf.TensorSpec]) -> Any:
+    names = ", ".join(spec.name for spec in inputs)
+    # SavedModel takes the request's keys from the parameters' names; the functions have them already.
+    expected = function.__code__.co_varnames[: function.__code__.co_argcount]
+    if ", ".join(expected) != names:
+        raise ExportError("a signature's inputs are not its function's", expected=names, found=", ".join(expected))
+    return function
+
+
+def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": run.recipe.name,
+        "mmfusion": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "image_size": list(run.transform.size),
+        "max_tokens": run.tokenizer.max_length,
+        "grid": list(run.model.image_encoder.grid),
+        "heads": list(run.model.heads),
+        "signatures": {
+            name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
+            for name, serving in functions.items()
+        },
+    }
+
+
+def _card(run: LoadedRun, description: dict[str, Any]) -> str:
+    data = run.recipe.data
+    scores = run.folder.evaluation / "metrics.md"
+    parts = [
+        f"# {run.recipe.name}",
+        "",
+        f"An image-text model of mmfusion {__version__}, {run.model.count_params():,} parameters, heads: "
+        f"{', '.join(run.model.heads)}. Pictures are seen at {run.transform.size[0]} x {run.transform.size[1]} "
+        f"({data.resize}), sentences up to {run.tokenizer.max_length} tokens.",
+        "",
+        f"Trained on `{data.source}`{f' ({data.name})' if data.name else ''}, split `{data.train_split}`, by the recipe in "
+        "`recipe.yaml`: `mmfusion train recipe.yaml` makes it again.",
+        "",
+        "## Signatures",
+        "",
+        *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
+        "",
+        "`python examples/request.py picture.jpg \"a sentence\"` runs them with `tensorflow` and `tensorflow_text` alone",
+        "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
+        "",
+    ]
+    if scores.is_file():
+        parts += ["## Scores", "", scores.read_text(encoding="utf-8"), ""]
+    return "\n".join(parts)
+
+
+def _write_examples(folder: Path, description: dict[str, Any]) -> None:
+    folder.mkdir()
+    picture = example_image()
+    (folder / "picture.jpg").write_bytes(picture)
+    instance: dict[str, Any] = {"image_bytes": {"b64": base64.b64encode(picture).decode()}}
+    request = {"signature_name": "caption", "instances": [instance]}
+    if "caption" not in description["signatures"]:
+        request = {"signature_name": "encode_image", "instances": [instance]}
+    (folder / "request.json").write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
+    (folder / REQUEST).write_text(_REQUEST_SCRIPT, encoding="utf-8")
+
+
+_REQUEST_SCRIPT = '''"""Asks every signature of this export about a picture and a sentence; needs tensorflow and tensorflow_text alone.
+
+    python examples/request.py [PICTURE] [SENTENCE]
+    python examples/request.py --batch REQUEST.npz ANSWER.npz
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the tokenizer's operators
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def ask(model, image_bytes, text):
+    """Answers of all signatures, as {"signature/output": array}."""
+    answers = {}
+    values = {"image_bytes": tf.constant(image_bytes), "text": tf.constant(text)}
+    for name, signature in sorted(model.signatures.items()):
+        inputs = signature.structured_input_signature[1]
+        if name == "serving_default" or not set(inputs) <= set(values):
+            continue
+        for output, value in signature(**{key: values[key] for key in inputs}).items():
+            answers[f"{name}/{output}"] = value.numpy()
+    return answers
+
+
+def main(arguments):
+    model = tf.saved_model.load(str(HERE.parent))
+    if arguments[:1] == ["--batch"]:
+        request = np.load(arguments[1], allow_pickle=False)
+        lengths, buffer = request["lengths"], request["bytes"].tobytes()
+        ends = np.cumsum(lengths)
+        images = [buffer[end - length : end] for end, length in zip(ends, lengths)]
+        answers = ask(model, images, [str(text) for text in request["text"]])
+        encoded = {}
+        for key, value in answers.items():
+            if value.dtype == object:
+                value = np.array([item.decode("utf-8", "replace") for item in value.ravel()]).reshape(value.shape)
+            encoded[key] = value
+        np.savez(arguments[2], **encoded)
+        print(sorted(name.split(".")[0] for name in sys.modules if name in ("keras", "mmfusion")))
+        return
+    picture = pathlib.Path(arguments[0]) if arguments else HERE / "picture.jpg"
+    sentence = arguments[1] if len(arguments) > 1 else "a colourful square"
+    for key, value in ask(model, [picture.read_bytes()], [sentence]).items():
+        print(f"{key:26} {value.shape!s:22} {value.ravel()[:4]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+'''

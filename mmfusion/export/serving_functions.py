@@ -1,0 +1,120 @@
+"""From image bytes and strings to answers, as TensorFlow functions with fixed signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from mmfusion.data import ImageTransform
+from mmfusion.models import ImageTextModel
+from mmfusion.text import WordPieceTokenizer
+
+
+
+class ServingFunction(NamedTuple):
+    """One signature of an export.
+
+    Attributes:
+        function: From tensors, in the order of `inputs`, to a dictionary of tensors.
+        inputs: Specs of the inputs; their names are the names that a request uses.
+    """
+
+    function: Callable[..., dict[str, tf.Tensor]]
+    inputs: list[tf.TensorSpec]
+
+
+def serving_functions(
+    model: ImageTextModel,
+    tokenizer: WordPieceTokenizer,
+    transform: ImageTransform,
+    *,
+    beam_size: int = 1,
+    length_penalty: float = 1.0,
+    max_tokens: int | None = None,
+    min_tokens: int = 0,
+) -> dict[str, ServingFunction]:
+    """The signatures that a model can serve; what it has no head for is left out.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        transform: From image files to its pixels.
+        beam_size: Beams of ``caption``; 1 is greedy. Default 1.
+        length_penalty: See `mmfusion.decoding.beam_search`. Default 1.
+        max_tokens: Longest caption in tokens; default what the model holds.
+        min_tokens: Shortest caption in tokens. Default 0.
+
+    Returns:
+        Signatures by name: ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match``, ``caption``, ``attend``.
+    """
+
+    def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
+        spec = tf.TensorSpec((*transform.size, 3), tf.float32)
+        return tf.map_fn(transform, image_bytes, fn_output_signature=spec, parallel_iterations=16)
+
+    def encode_image(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": model.encode_image(pixels(image_bytes), training=False)}
+
+    def encode_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = tokenizer(text)
+        return {"embedding": model.encode_text(tokens.token_ids, tokens.token_mask, training=False)}
+
+    def encode_text_ids(token_ids: tf.Tensor, token_mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": model.encode_text(token_ids, token_mask, training=False)}
+
+    def match(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = tokenizer(text)
+        patches = model.image_encoder(pixels(image_bytes), training=False)
+        words = model.text_encoder(tokens.token_ids, token_mask=tokens.token_mask, training=False)
+        answer = {"score": tf.sigmoid(model.match_tokens(patches, words, tokens.token_mask, training=False))}
+        if model.contrastive_head is not None:
+            image = model.contrastive_head.embed_image(patches)
+            sentence = model.contrastive_head.embed_text(words, tokens.token_mask)
+            # Every score lies in [0, 1]: the cosine is moved there.
+            answer["similarity"] = (1.0 + tf.reduce_sum(image * sentence, axis=-1)) / 2.0
+        return answer
+
+    def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        output = model.caption(
+            pixels(image_bytes),
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+        )
+        if beam_size == 1:
+            return {"caption": tokenizer.detokenize(output.token_ids), "score": output.scores}
+        # A beam's own score depends on the length penalty; the answer's is the mean log-probability a token.
+        length = tf.cast(tf.maximum(output.lengths[:, 0], 1), tf.float32)
+        score = output.scores[:, 0] * length ** (length_penalty - 1.0)
+        return {"caption": tokenizer.detokenize(output.token_ids[:, 0]), "score": score}
+
+    def attend(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = tokenizer(text)
+        attention = model.attend(pixels(image_bytes), tokens.token_ids, tokens.token_mask)
+        return {"attention": tf.cast(attention, tf.float32), "tokens": tokenizer.id_to_token(tokens.token_ids)}
+
+    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    text = tf.TensorSpec([None], tf.string, name="text")
+    functions: dict[str, ServingFunction] = {}
+    if model.contrastive_head is not None:
+        functions["encode_image"] = ServingFunction(encode_image, [image_bytes])
+        functions["encode_text"] = ServingFunction(encode_text, [text])
+        functions["encode_text_ids"] = ServingFunction(
+            encode_text_ids,
+            [tf.TensorSpec([None, None], tf.int32, name="token_ids"), tf.TensorSpec([None, None], tf.bool, name="token_mask")],
+        )
+    if model.matching_head is not None:
+        functions["match"] = ServingFunction(match, [image_bytes, text])
+    if model.captioning_head is not None:
+        functions["caption"] = ServingFunction(caption, [image_bytes])
+    if model.fusion is not None:
+        functions["attend"] = ServingFunction(attend, [image_bytes, text])
+    return functions
+
+
+def as_tf_function(serving: ServingFunction) -> Any:
+    """A signature as a traced function, so that running a model in Python runs what an export runs."""
+    return tf.function(serving.function, input_signature=serving.inputs)

@@ -1,0 +1,144 @@
+"""Compares an export, run by another process, with the Keras model that it was made from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from mmfusion.errors import ExportError
+from mmfusion.export.predictor import read_image
+from mmfusion.export.saved_model import DESCRIPTION, REQUEST, example_image
+from mmfusion.export.serving_functions import as_tf_function, serving_functions
+from mmfusion.training import LoadedRun
+
+
+class Comparison(NamedTuple):
+    """How one output of an export compares.
+
+    Attributes:
+        output: ``signature/output``.
+        shape: Its shape.
+        difference: Largest absolute difference; for strings, the number of different ones.
+        tolerance: The largest that passes.
+    """
+
+    output: str
+    shape: tuple[int, ...]
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.difference <= self.tolerance
+
+
+def verify_export(
+    export: str | Path,
+    run: LoadedRun,
+    *,
+    images: list[str | Path] | None = None,
+    texts: list[str] | None = None,
+    tolerance: float | None = None,
+) -> list[Comparison]:
+    """Runs an export in a fresh process that knows only TensorFlow and tensorflow-text, and compares every output.
+
+    Args:
+        export: The export's folder.
+        run: The run that it was made from.
+        images: Pictures to ask about; default the drawn example picture, in several sizes.
+        texts: Sentences to ask about, as many as pictures; default a few.
+        tolerance: Largest absolute difference of numbers. Default 1e-4, or 2e-2 for a model in bfloat16.
+
+    Returns:
+        One `Comparison` an output.
+
+    Raises:
+        ExportError: If the folder is no export, or the process fails or imports more than it should.
+    """
+    export = Path(export)
+    script = export / "examples" / REQUEST
+    if not script.is_file() or not (export / DESCRIPTION).is_file():
+        raise ExportError(
+            "not an export of mmfusion", where=export, expected=f"{DESCRIPTION} and examples/{REQUEST}",
+            found="no such folder" if not export.exists() else "a folder without them",
+            fix="name a folder that `mmfusion export` made",
+        )  # fmt: skip
+    contents = [read_image(image) for image in images] if images else [example_image(size) for size in (96, 64, 200)]
+    texts = list(texts or [])
+    defaults = ("a colourful square", "A man, a plan: café!", "")
+    sentences = [texts[i] if i < len(texts) else defaults[i % len(defaults)] for i in range(len(contents))]
+    if tolerance is None:
+        tolerance = 2e-2 if run.model.image_encoder.compute_dtype == "bfloat16" else 1e-4
+    served = _in_fresh_process(export, script, contents, sentences)
+    expected = _in_this_process(run, contents, sentences)
+    if set(served) != set(expected):
+        raise ExportError(
+            "the export has other outputs than the model", where=export, expected=sorted(expected), found=sorted(served)
+        )
+    return [_compare(name, expected[name], served[name], tolerance) for name in sorted(expected)]
+
+
+def _in_fresh_process(export: Path, script: Path, contents: list[bytes], texts: list[str]) -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npz"
+        np.savez(
+            request,
+            lengths=np.array([len(content) for content in contents]),
+            bytes=np.frombuffer(b"".join(contents), np.uint8),
+            text=np.array(texts),
+        )
+        process = subprocess.run(
+            [sys.executable, str(script.resolve()), "--batch", str(request), str(answer)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
+        if process.returncode:
+            raise ExportError(
+                "the export fails in a fresh process", where=export, found=(process.stderr.strip().splitlines() or ["?"])[-1]
+            )
+        if "mmfusion" in process.stdout:
+            raise ExportError("the export needs mmfusion to run", where=export, found=process.stdout.strip())
+        with np.load(answer, allow_pickle=False) as answers:
+            return {name: answers[name] for name in answers.files}
+
+
+def _in_this_process(run: LoadedRun, contents: list[bytes], texts: list[str]) -> dict[str, np.ndarray]:
+    decoding = run.recipe.decoding
+    functions = serving_functions(
+        run.model,
+        run.tokenizer,
+        run.transform,
+        beam_size=decoding.beam_size if decoding.method == "beam" else 1,
+        length_penalty=decoding.length_penalty,
+        max_tokens=decoding.max_tokens,
+        min_tokens=decoding.min_tokens,
+    )
+    values = {"image_bytes": tf.constant(contents), "text": tf.constant(texts)}
+    answers: dict[str, np.ndarray] = {}
+    for name, serving in functions.items():
+        keys = [spec.name for spec in serving.inputs]
+        if not set(keys) <= set(values):
+            continue
+        for output, value in as_tf_function(serving)(*(values[key] for key in keys)).items():
+            array = value.numpy()
+            if array.dtype == object:
+                array = np.array([item.decode("utf-8", "replace") for item in array.ravel()]).reshape(array.shape)
+            answers[f"{name}/{output}"] = array
+    return answers
+
+
+def _compare(name: str, expected: np.ndarray, found: np.ndarray, tolerance: float) -> Comparison:
+    if expected.shape != found.shape:
+        return Comparison(name, found.shape, float("inf"), tolerance)
+    if expected.dtype.kind in "US":
+        return Comparison(name, found.shape, float(np.sum(expected != found)), 0.0)
+    difference = np.abs(expected.astype("float64") - found.astype("float64"))
+    return Comparison(name, found.shape, float(np.max(difference, initial=0.0)), tolerance)

@@ -1,0 +1,28 @@
+"""Attention and transformer blocks; `keras.ops` only, so they run on every Keras backend."""
+
+from mmfusion.layers.attention import KERNELS, Attention, AttentionOutput
+from mmfusion.layers.attention_pooling import AttentionPooling
+from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
+from mmfusion.layers.feed_forward import FeedForward
+from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.patch_embedding import PatchEmbedding
+from mmfusion.layers.stochastic_depth import StochasticDepth
+from mmfusion.layers.token_embedding import TokenEmbedding
+from mmfusion.layers.transformer_block import BlockOutput, TransformerBlock
+
+__all__ = [
+    "KERNELS",
+    "Attention",
+    "AttentionOutput",
+    "AttentionPooling",
+    "BlockCache",
+    "BlockOutput",
+    "ContextCache",
+    "FeedForward",
+    "KeyValueCache",
+    "LayerScale",
+    "PatchEmbedding",
+    "StochasticDepth",
+    "TokenEmbedding",
+    "TransformerBlock",
+]

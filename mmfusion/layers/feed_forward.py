@@ -1,0 +1,64 @@
+"""The feed-forward part of a transformer block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import KerasTensor
+
+
+@keras.saving.register_keras_serializable(package="mmfusion")
+class FeedForward(keras.layers.Layer):
+    """``W_2 · dropout(activation(W_1 x + b_1)) + b_2``, token by token.
+
+    Args:
+        hidden_dim: Width between the two projections.
+        activation: Keras's name of it. Default ``"gelu"``.
+        dropout: Rate between the two projections. Default 0.
+
+    Call arguments:
+        tokens: ``float[B, N, D]``.
+        training: Whether dropout is active.
+
+    Returns:
+        ``float[B, N, D]``.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.layers import FeedForward
+        >>> tuple(FeedForward(hidden_dim=16)(np.ones((2, 3, 4), "float32")).shape)
+        (2, 3, 4)
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.3.
+    """
+
+    def __init__(self, *, hidden_dim: int, activation: str = "gelu", dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.activation = activation
+        self.dropout = dropout
+        self.supports_masking = True
+        self.hidden = keras.layers.Dense(hidden_dim, activation=activation, dtype=self.dtype_policy, name="hidden")
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, tokens_shape: Sequence[int | None]) -> None:
+        """Builds both projections for the width of the tokens."""
+        self.output_dense = keras.layers.Dense(tokens_shape[-1], dtype=self.dtype_policy, name="output")
+        self.hidden.build((None, tokens_shape[-1]))
+        self.output_dense.build((None, self.hidden_dim))
+        self.built = True
+
+    def call(self, tokens: KerasTensor, training: bool | None = None) -> KerasTensor:
+        """Applies it; see the class."""
+        return self.output_dense(self.dropout_layer(self.hidden(tokens), training=training))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "activation": self.activation,
+            "dropout": self.dropout,
+        }

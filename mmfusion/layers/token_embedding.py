@@ -1,0 +1,80 @@
+"""Token ids into tokens, and tokens into scores of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import KerasTensor, ops
+
+
+@keras.saving.register_keras_serializable(package="mmfusion")
+class TokenEmbedding(keras.layers.Layer):
+    """``embedding[id] + position[offset + t]``, and its transpose as output layer.
+
+    Args:
+        vocabulary_size: Number of ids, V.
+        dim: Width of the tokens, D.
+        max_length: Number of positions.
+
+    Call arguments:
+        token_ids: ``int[B, T]``.
+        offset: Position of the first token; more than 0 when text comes in pieces. Default 0.
+
+    Returns:
+        ``float[B, T, D]``.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.layers import TokenEmbedding
+        >>> layer = TokenEmbedding(vocabulary_size=7, dim=4, max_length=5)
+        >>> tokens = layer(np.array([[1, 2, 3]]))
+        >>> tuple(tokens.shape), tuple(layer.logits(tokens).shape)
+        ((1, 3, 4), (1, 3, 7))
+
+    Source: tied input and output layer: Press and Wolf 2017 (arXiv:1608.05859).
+    """
+
+    def __init__(self, *, vocabulary_size: int, dim: int, max_length: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.dim = dim
+        self.max_length = max_length
+
+    def build(self, token_ids_shape: Sequence[int | None] | None = None) -> None:
+        """Builds embedding, positions and the bias of the output layer."""
+        initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+        self.embedding = self.add_weight(
+            shape=(self.vocabulary_size, self.dim), initializer=initializer, name="embedding"
+        )
+        self.position = self.add_weight(
+            shape=(self.max_length, self.dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            name="position_embedding",
+        )  # fmt: skip
+        self.output_bias = self.add_weight(shape=(self.vocabulary_size,), initializer="zeros", name="output_bias")
+        self.built = True
+
+    def call(self, token_ids: KerasTensor, offset: int | KerasTensor = 0) -> KerasTensor:
+        """Embeds the tokens; see the class."""
+        length = token_ids.shape[1] if token_ids.shape[1] is not None else ops.shape(token_ids)[1]
+        position = ops.take(self.position, ops.arange(length) + offset, axis=0)
+        return ops.take(self.embedding, token_ids, axis=0) + position
+
+    def logits(self, tokens: KerasTensor) -> KerasTensor:
+        """Scores of all ids: ``float[B, T, D]`` to ``float[B, T, V]``, ``tokens · embeddingᵀ + bias``."""
+        embedding, bias = (ops.cast(weight, tokens.dtype) for weight in (self.embedding, self.output_bias))
+        return ops.matmul(tokens, ops.transpose(embedding)) + bias
+
+    def compute_output_shape(self, token_ids_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+        """``[B, T, D]``."""
+        return token_ids_shape[0], token_ids_shape[1], self.dim
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "dim": self.dim,
+            "max_length": self.max_length,
+        }

@@ -1,0 +1,9 @@
+"""Compositions of encoders, fusion and heads."""
+
+from mmfusion.models.captioning_head import CaptioningHead
+from mmfusion.models.contrastive_head import ContrastiveHead
+from mmfusion.models.factory import build_model
+from mmfusion.models.image_text_model import CaptionState, ImageTextModel
+from mmfusion.models.matching_head import MatchingHead
+
+__all__ = ["CaptionState", "CaptioningHead", "ContrastiveHead", "ImageTextModel", "MatchingHead", "build_model"]

@@ -1,0 +1,147 @@
+"""The contrastive head: both streams into one embedding space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import KerasTensor, ops
+
+from mmfusion.errors import ConfigError
+
+POOLINGS = ("mean", "first")
+
+
+@keras.saving.register_keras_serializable(package="mmfusion")
+class ContrastiveHead(keras.layers.Layer):
+    """Pools and projects image and text tokens to unit-length embeddings; owns temperature and bias.
+
+    ``embedding = normalise(W · pool(tokens))``; ``logits = exp(log_scale) · image · textᵀ + bias``. The bias takes part in the
+    sigmoid loss only (the softmax loss does not feel it).
+
+    Args:
+        embedding_dim: Width of the shared space, E.
+        image_pooling: ``"mean"`` over the patches, or the ``"first"`` token. Default ``"mean"``.
+        text_pooling: ``"mean"`` over the real tokens, or the ``"first"`` token. Default ``"mean"``.
+        initial_temperature: Start of the global temperature; its inverse is the scale. Default 0.07.
+        max_scale: The scale never exceeds this. Default 100.
+        initial_bias: Start of the bias. Default 0.
+
+    Call arguments:
+        image: ``float[B, P, Di]``.
+        text: ``float[B, T, D]``.
+        text_mask: ``bool[B, T]``, ``True`` = real token.
+
+    Returns:
+        Two ``float[B, E]`` of unit length, in float32.
+
+    Raises:
+        ConfigError: If a pooling is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.models import ContrastiveHead
+        >>> image, text = ContrastiveHead(embedding_dim=4)(np.ones((2, 9, 8), "float32"), np.ones((2, 5, 6), "float32"))
+        >>> [round(float(n), 4) for n in (image ** 2).numpy().sum(-1)]
+        [1.0, 1.0]
+
+    Source: Radford et al., CLIP, 2021 (arXiv:2103.00020); the bias: Zhai et al., SigLIP, 2023 (arXiv:2303.15343).
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        image_pooling: str = "mean",
+        text_pooling: str = "mean",
+        initial_temperature: float = 0.07,
+        max_scale: float = 100.0,
+        initial_bias: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        for pooling in (image_pooling, text_pooling):
+            if pooling not in POOLINGS:
+                raise ConfigError("unknown pooling", where=self.name, expected=" or ".join(POOLINGS), found=repr(pooling))
+        self.embedding_dim = embedding_dim
+        self.image_pooling = image_pooling
+        self.text_pooling = text_pooling
+        self.initial_temperature = initial_temperature
+        self.max_scale = max_scale
+        self.initial_bias = initial_bias
+        self.image_projection = keras.layers.Dense(
+            embedding_dim, use_bias=False, dtype=self.dtype_policy, name="image_projection"
+        )
+        self.text_projection = keras.layers.Dense(
+            embedding_dim, use_bias=False, dtype=self.dtype_policy, name="text_projection"
+        )
+
+    def build(self, image_shape: Sequence[int | None], text_shape: Sequence[int | None]) -> None:
+        """Builds the projections, the temperature and the bias."""
+        self.image_projection.build((None, image_shape[-1]))
+        self.text_projection.build((None, text_shape[-1]))
+        self.log_scale = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(math.log(1.0 / self.initial_temperature)),
+            name="log_scale",
+            dtype="float32",
+            autocast=False,
+        )
+        self.bias = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(self.initial_bias),
+            name="bias",
+            dtype="float32",
+            autocast=False,
+        )
+        self.built = True
+
+    @property
+    def scale(self) -> KerasTensor:
+        """``float32[]``, the inverse temperature, at most `max_scale`."""
+        return ops.minimum(ops.exp(ops.convert_to_tensor(self.log_scale)), self.max_scale)
+
+    def embed_image(self, tokens: KerasTensor) -> KerasTensor:
+        """``float[B, P, Di]`` to unit-length ``float32[B, E]``."""
+        pooled = tokens[:, 0] if self.image_pooling == "first" else ops.mean(tokens, axis=1)
+        return _unit_length(self.image_projection(pooled))
+
+    def embed_text(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
+        """``float[B, T, D]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``."""
+        if self.text_pooling == "first":
+            pooled = tokens[:, 0]
+        elif mask is None:
+            pooled = ops.mean(tokens, axis=1)
+        else:
+            real = ops.where(mask[..., None], tokens, ops.zeros_like(tokens))
+            count = ops.maximum(ops.sum(ops.cast(mask, tokens.dtype), axis=1, keepdims=True), 1)
+            pooled = ops.sum(real, axis=1) / count
+        return _unit_length(self.text_projection(pooled))
+
+    def compute_mask(self, *arguments: Any, **options: Any) -> None:
+        """The result has no tokens, so no mask."""
+
+    def call(
+        self, image: KerasTensor, text: KerasTensor, text_mask: KerasTensor | None = None
+    ) -> tuple[KerasTensor, KerasTensor]:
+        """Embeds both; see the class."""
+        return self.embed_image(image), self.embed_text(text, text_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "embedding_dim": self.embedding_dim,
+            "image_pooling": self.image_pooling,
+            "text_pooling": self.text_pooling,
+            "initial_temperature": self.initial_temperature,
+            "max_scale": self.max_scale,
+            "initial_bias": self.initial_bias,
+        }
+
+
+def _unit_length(x: KerasTensor) -> KerasTensor:
+    return ops.normalize(ops.cast(x, "float32"), axis=-1, epsilon=1e-6)

@@ -1,0 +1,103 @@
+"""A recipe's words into a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+
+from mmfusion.encoders import TextTransformer, VisionTransformer
+from mmfusion.fusion import STYLES
+from mmfusion.models.captioning_head import CaptioningHead
+from mmfusion.models.contrastive_head import ContrastiveHead
+from mmfusion.models.image_text_model import ImageTextModel
+from mmfusion.models.matching_head import MatchingHead
+
+if TYPE_CHECKING:
+    from mmfusion.config import Recipe
+
+
+def build_model(
+    recipe: Recipe,
+    *,
+    vocabulary_size: int,
+    start_id: int,
+    end_id: int,
+    pad_id: int,
+    dtype: str | keras.DTypePolicy = "float32",
+) -> ImageTextModel:
+    """Builds the model that a recipe describes, with fresh weights.
+
+    Args:
+        recipe: The recipe.
+        vocabulary_size: Number of token ids of its tokenizer.
+        start_id: Id of the token that starts a caption.
+        end_id: Id of the token that ends it.
+        pad_id: Id of the padding.
+        dtype: Keras dtype policy of all parts, ``"mixed_bfloat16"`` say. Default ``"float32"``.
+
+    Returns:
+        The model, built.
+
+    Example:
+        >>> from mmfusion.config import recipe_from_dict
+        >>> from mmfusion.models import build_model
+        >>> recipe = recipe_from_dict({"name": "tiny", "data": {"source": "builtin"}})
+        >>> build_model(recipe, vocabulary_size=100, start_id=2, end_id=3, pad_id=0).heads
+        ('contrastive', 'matching', 'captioning')
+    """
+    image, text, fusion = recipe.model.image_encoder, recipe.model.text_encoder, recipe.fusion
+    heads = recipe.model.heads
+    fused = "matching" in heads or "captioning" in heads
+    return ImageTextModel(
+        image_encoder=VisionTransformer(
+            image_size=recipe.data.image_size,
+            patch_size=image.patch_size,
+            dim=image.dim,
+            depth=image.depth,
+            num_heads=image.num_heads,
+            mlp_ratio=image.mlp_ratio,
+            dropout=image.dropout,
+            stochastic_depth=image.stochastic_depth,
+            kernel=image.kernel,
+            dtype=dtype,
+            name="image_encoder",
+        ),
+        text_encoder=TextTransformer(
+            vocabulary_size=vocabulary_size,
+            max_length=recipe.text.max_tokens,
+            dim=text.dim,
+            depth=text.depth,
+            num_heads=text.num_heads,
+            mlp_ratio=text.mlp_ratio,
+            dropout=text.dropout,
+            kernel=text.kernel,
+            dtype=dtype,
+            name="text_encoder",
+        ),
+        fusion=STYLES[fusion.style](
+            dim=text.dim,
+            image_dim=image.dim,
+            depth=fusion.depth,
+            num_heads=fusion.num_heads,
+            mlp_ratio=fusion.mlp_ratio,
+            dropout=fusion.dropout,
+            kernel=fusion.kernel,
+            dtype=dtype,
+            name="fusion",
+        )
+        if fused
+        else None,
+        contrastive_head=ContrastiveHead(
+            embedding_dim=recipe.model.embedding_dim, dtype=dtype, name="contrastive_head"
+        )
+        if "contrastive" in heads
+        else None,
+        matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,
+        captioning_head=CaptioningHead(
+            start_id=start_id, end_id=end_id, pad_id=pad_id, dtype=dtype, name="captioning_head"
+        )
+        if "captioning" in heads
+        else None,
+        name="image_text_model",
+    )

@@ -1,0 +1,128 @@
+"""An index of pictures that answers sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mmfusion.errors import DataError
+
+if TYPE_CHECKING:
+    from mmfusion.export import Predictor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+class Hit(NamedTuple):
+    """A picture that was found.
+
+    Attributes:
+        path: The picture.
+        similarity: Cosine of its and the query's embedding, from -1 to 1.
+        match: Probability of the matching head, or None where it was not asked.
+    """
+
+    path: Path
+    similarity: float
+    match: float | None
+
+
+class ImageIndex:
+    """Pictures embedded once and searched exactly by inner product (FAISS).
+
+    Args:
+        predictor: The model, as `mmfusion.load` gives it.
+
+    Example:
+        >>> from mmfusion.retrieval import list_images
+        >>> import pathlib, tempfile
+        >>> list_images(pathlib.Path(tempfile.mkdtemp()))
+        []
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.paths: list[Path] = []
+        self.unreadable: list[tuple[Path, str]] = []
+        self._index = None
+
+    def add(self, paths: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Embeds pictures and adds them; an unreadable one is skipped and listed in `unreadable`.
+
+        Args:
+            paths: The pictures.
+            progress: Called with (done, total).
+        """
+        import faiss
+
+        step = self.predictor.batch_size
+        for start in range(0, len(paths), step):
+            batch = list(paths[start : start + step])
+            try:
+                embeddings = self.predictor.encode_image(batch)
+            except DataError:
+                batch, embeddings = self._one_by_one(batch)
+            if len(batch):
+                if self._index is None:
+                    self._index = faiss.IndexFlatIP(embeddings.shape[1])
+                self._index.add(np.ascontiguousarray(embeddings, dtype=np.float32))
+                self.paths += batch
+            if progress is not None:
+                progress(min(start + step, len(paths)), len(paths))
+
+    def search(self, text: str, *, top_k: int = 5, rerank: int = 0) -> list[Hit]:
+        """Finds the pictures that fit a sentence best.
+
+        Args:
+            text: The sentence.
+            top_k: How many to return. Default 5.
+            rerank: How many candidates the matching head reorders; 0 leaves the dual encoder's order. Default 0.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            DataError: If the index is empty or the sentence is.
+        """
+        if not text.strip():
+            raise DataError("an empty query", where="text", expected="a sentence", found=repr(text))
+        if self._index is None:
+            raise DataError("the index is empty", found=f"{len(self.unreadable)} unreadable pictures", fix="add pictures first")
+        count = min(max(top_k, rerank), len(self.paths))
+        similarity, rows = self._index.search(self.predictor.encode_text([text]), count)
+        hits = [
+            Hit(self.paths[row], float(value), None) for row, value in zip(rows[0], similarity[0], strict=True)
+        ]
+        if rerank and "match" in self.predictor.signatures:
+            candidates = hits[:rerank]
+            scores = self.predictor.match([hit.path for hit in candidates], [text] * len(candidates))
+            candidates = [hit._replace(match=float(score)) for hit, score in zip(candidates, scores, strict=True)]
+            hits = sorted(candidates, key=lambda hit: -(hit.match or 0.0)) + hits[rerank:]
+        return hits[:top_k]
+
+    def _one_by_one(self, batch: list[Path]) -> tuple[list[Path], np.ndarray]:
+        kept, embeddings = [], []
+        for path in batch:
+            try:
+                embeddings.append(self.predictor.encode_image([path]))
+                kept.append(path)
+            except DataError as error:
+                self.unreadable.append((path, str(error)))
+        return kept, np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All pictures below a folder, by their endings, in a fixed order.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder", where=folder, expected="a folder of pictures", found="a file" if folder.exists() else None)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -1,0 +1,20 @@
+"""Training: objectives, the loop under tf.distribute, schedules, checkpoints, callbacks."""
+
+from mmfusion.training.checkpoints import Checkpoints
+from mmfusion.training.experiment import LoadedRun, load_run
+from mmfusion.training.optimization import build_optimizer
+from mmfusion.training.run_folder import RunFolder
+from mmfusion.training.train import TrainResult, build_strategy, train
+from mmfusion.training.trainer import Trainer
+
+__all__ = [
+    "Checkpoints",
+    "LoadedRun",
+    "RunFolder",
+    "TrainResult",
+    "Trainer",
+    "build_optimizer",
+    "build_strategy",
+    "load_run",
+    "train",
+]

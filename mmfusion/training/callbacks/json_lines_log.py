@@ -1,0 +1,71 @@
+"""A log that any program can read: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+
+class JsonLinesLog(keras.callbacks.Callback):
+    """Appends a line every `every` steps and at each epoch's end.
+
+    Lines have ``kind`` (``"step"`` or ``"epoch"``), ``step``, ``epoch``, ``time`` (seconds since 1970), ``learning_rate`` and the
+    figures (running means since the epoch began). A resumed training drops lines past its starting step, so that no step stands
+    there twice.
+
+    Args:
+        path: The file; it is appended to.
+        start_step: Steps done before.
+        every: Steps between lines. Default 20.
+    """
+
+    def __init__(self, path: str | Path, *, start_step: int = 0, every: int = 20) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.step = start_step
+        self.every = every
+        self._epoch = 0
+        self._keep_until(start_step)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes a step's line when one is due."""
+        self.step += 1
+        if self.step % self.every == 0:
+            self._write("step", logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the epoch's line."""
+        self._write("epoch", logs)
+
+    def _write(self, kind: str, logs: dict[str, Any] | None) -> None:
+        line = {
+            "kind": kind,
+            "step": self.step,
+            "epoch": self._epoch,
+            "time": round(time.time(), 3),
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            **{name: float(value) for name, value in (logs or {}).items()},
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _keep_until(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # a kill can leave half a line at the end
+            if line.get("step", 0) <= step:
+                lines.append(text)
+        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

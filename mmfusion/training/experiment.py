@@ -1,0 +1,137 @@
+"""What a recipe stands for: data, tokenizer, image transform and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import keras
+
+from mmfusion.data import ImageTransform, Source, open_source
+from mmfusion.errors import CheckpointError, DataError
+from mmfusion.models import ImageTextModel, build_model
+from mmfusion.text import WordPieceTokenizer, read_vocabulary, train_vocabulary, write_vocabulary
+from mmfusion.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mmfusion.config import Recipe
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished (or best so far) run, ready for use.
+
+    Attributes:
+        folder: Where it lies.
+        recipe: Its resolved recipe.
+        model: Its best model.
+        tokenizer: Its tokenizer.
+        transform: From image files to the model's pixels.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    model: ImageTextModel
+    tokenizer: WordPieceTokenizer
+    transform: ImageTransform
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Loads the best model of a run folder.
+
+    Args:
+        path: The folder, as `mmfusion train` makes it.
+
+    Returns:
+        The `LoadedRun`.
+
+    Raises:
+        CheckpointError: If it is no run folder, has no model yet, or the model's file is broken.
+    """
+    from mmfusion.config import load_recipe
+
+    folder = RunFolder(path).require()
+    recipe = load_recipe(folder.recipe)
+    try:
+        model = keras.saving.load_model(folder.best_model)
+    except Exception as error:
+        raise CheckpointError(
+            "cannot load the model", where=folder.best_model, found=str(error).splitlines()[0][:200]
+        ) from error
+    return LoadedRun(folder, recipe, model, load_tokenizer(recipe, folder.vocabulary), image_transform(recipe))
+
+
+def load_tokenizer(recipe: Recipe, vocabulary: str | Path) -> WordPieceTokenizer:
+    """The tokenizer of a recipe with a vocabulary file."""
+    return WordPieceTokenizer(
+        vocabulary=read_vocabulary(vocabulary), lowercase=recipe.text.lowercase, max_length=recipe.text.max_tokens
+    )
+
+
+def prepare_tokenizer(recipe: Recipe, source: Source, vocabulary: Path) -> WordPieceTokenizer:
+    """The tokenizer of a new run: its vocabulary loaded or trained, and written to the run folder.
+
+    Args:
+        recipe: The recipe.
+        source: Its data; the training split's captions train the vocabulary where the recipe names none.
+        vocabulary: Where the vocabulary goes; one that is there already is used.
+
+    Returns:
+        The tokenizer.
+    """
+    if not vocabulary.is_file():
+        if recipe.text.vocabulary is not None:
+            tokens = read_vocabulary(recipe.text.vocabulary)
+        else:
+            captions = (
+                caption for example in examples_of(source, recipe.data.train_split) for caption in example.captions
+            )
+            tokens = train_vocabulary(captions, size=recipe.text.vocabulary_size, lowercase=recipe.text.lowercase)
+        write_vocabulary(tokens, vocabulary)
+    return load_tokenizer(recipe, vocabulary)
+
+
+def image_transform(recipe: Recipe) -> ImageTransform:
+    """From image files to the model's pixels, as the recipe says."""
+    data = recipe.data
+    size = (data.image_size, data.image_size) if isinstance(data.image_size, int) else tuple(data.image_size)
+    return ImageTransform(size=size, resize=data.resize, mean=data.mean, std=data.std)
+
+
+def examples_of(source: Source, split: str) -> list:
+    """The examples of a split.
+
+    Raises:
+        DataError: If the source has no such split.
+    """
+    if split not in source.splits:
+        raise DataError(
+            "no such split",
+            where=source.name,
+            expected=", ".join(sorted(source.splits)),
+            found=split,
+            fix="set data.train_split or data.validation_split",
+        )
+    return source.splits[split]
+
+
+def prepare_source(recipe: Recipe) -> Source:
+    """Opens the data of a recipe, shortened to `data.limit` training images where the recipe says so."""
+    source = open_source(recipe.data)
+    for split in (recipe.data.train_split, recipe.data.validation_split):
+        if not examples_of(source, split):
+            raise DataError("no usable example in the split", where=f"{source.name}: {split}", found="0 examples")
+    return source
+
+
+def prepare_model(recipe: Recipe, tokenizer: WordPieceTokenizer) -> ImageTextModel:
+    """A fresh model of the recipe, in its precision."""
+    return build_model(
+        recipe,
+        vocabulary_size=tokenizer.vocabulary_size,
+        start_id=tokenizer.start_id,
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+        dtype="mixed_bfloat16" if recipe.train.precision == "bfloat16" else "float32",
+    )

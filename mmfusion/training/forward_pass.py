@@ -1,0 +1,100 @@
+"""One batch through the encoders, each stream computed once however many objectives read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from mmfusion.models import ImageTextModel
+from mmfusion.training.replicas import gather, row_offset
+
+
+def _computed_once(compute: Callable[[ForwardPass], tf.Tensor]) -> property:
+    # Not functools.cached_property: until Python 3.11 it holds a lock, and replicas, which are threads, wait for each other inside.
+    def read(self: ForwardPass) -> tf.Tensor:
+        if compute.__name__ not in self._parts:
+            self._parts[compute.__name__] = compute(self)
+        return self._parts[compute.__name__]
+
+    return property(read, doc=compute.__doc__)
+
+
+class ForwardPass:
+    """What the objectives share of one batch; every part is computed when it is first asked for.
+
+    Args:
+        model: The model.
+        batch: ``image`` (``float[b, H, W, 3]``), ``token_ids`` (``int[b, T]``), ``token_mask`` (``bool[b, T]``) and
+            ``image_id`` (``int[b]``): this replica's rows.
+        training: Whether dropout is active.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.encoders import TextTransformer, VisionTransformer
+        >>> from mmfusion.models import ContrastiveHead, ImageTextModel
+        >>> from mmfusion.training.forward_pass import ForwardPass
+        >>> model = ImageTextModel(
+        ...     image_encoder=VisionTransformer(image_size=8, patch_size=8, dim=8, depth=1, num_heads=1),
+        ...     text_encoder=TextTransformer(vocabulary_size=9, max_length=4, dim=8, depth=1, num_heads=1),
+        ...     contrastive_head=ContrastiveHead(embedding_dim=4),
+        ... )
+        >>> batch = {"image": np.zeros((2, 8, 8, 3), "float32"), "token_ids": np.ones((2, 4), "int32"),
+        ...          "token_mask": np.ones((2, 4), bool), "image_id": np.arange(2)}
+        >>> tuple(ForwardPass(model, batch, training=False).similarity.shape)
+        (2, 2)
+    """
+
+    def __init__(self, model: ImageTextModel, batch: dict[str, tf.Tensor], *, training: bool) -> None:
+        self.model = model
+        self.batch = batch
+        self.training = training
+        self._parts: dict[str, tf.Tensor] = {}
+
+    @_computed_once
+    def patches(self) -> tf.Tensor:
+        """``float[b, P, Di]``."""
+        return self.model.image_encoder(self.batch["image"], training=self.training)
+
+    @_computed_once
+    def text(self) -> tf.Tensor:
+        """``float[b, T, D]``, read both ways."""
+        return self.model.text_encoder(
+            self.batch["token_ids"], token_mask=self.batch["token_mask"], training=self.training
+        )
+
+    @_computed_once
+    def image_embedding(self) -> tf.Tensor:
+        """``float32[b, E]``, unit length."""
+        return self.model.contrastive_head.embed_image(self.patches)
+
+    @_computed_once
+    def text_embedding(self) -> tf.Tensor:
+        """``float32[b, E]``, unit length."""
+        return self.model.contrastive_head.embed_text(self.text, self.batch["token_mask"])
+
+    @_computed_once
+    def similarity(self) -> tf.Tensor:
+        """``float32[b, b]``, scaled similarity of this replica's images (rows) and texts (columns), without gradient."""
+        product = tf.matmul(self.image_embedding, self.text_embedding, transpose_b=True)
+        return tf.stop_gradient(self.model.contrastive_head.scale * product)
+
+    @_computed_once
+    def all_image_embedding(self) -> tf.Tensor:
+        """``float32[B, E]``, of all replicas."""
+        return gather(self.image_embedding)
+
+    @_computed_once
+    def all_text_embedding(self) -> tf.Tensor:
+        """``float32[B, E]``, of all replicas."""
+        return gather(self.text_embedding)
+
+    @_computed_once
+    def all_image_id(self) -> tf.Tensor:
+        """``int[B]``, of all replicas."""
+        return gather(self.batch["image_id"])
+
+    @_computed_once
+    def offset(self) -> tf.Tensor:
+        """``int32[]``, where this replica's rows stand among all."""
+        return row_offset(self.image_embedding)

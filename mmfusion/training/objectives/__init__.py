@@ -1,0 +1,16 @@
+"""Terms of the loss: each joins a model's outputs with a pure loss function and figures to report."""
+
+from mmfusion.training.objectives.captioning import CaptioningObjective
+from mmfusion.training.objectives.contrastive import ContrastiveObjective
+from mmfusion.training.objectives.matching import MatchingObjective
+from mmfusion.training.objectives.objective import Objective, ObjectiveOutput, Share, mean_share
+
+__all__ = [
+    "CaptioningObjective",
+    "ContrastiveObjective",
+    "MatchingObjective",
+    "Objective",
+    "ObjectiveOutput",
+    "Share",
+    "mean_share",
+]

@@ -1,0 +1,64 @@
+"""Where everything of one training lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmfusion.errors import CheckpointError
+
+
+class RunFolder:
+    """The folder of one training: recipe, vocabulary, logs, checkpoints, best model, figures, evaluations.
+
+    Args:
+        path: The folder; it need not exist yet.
+
+    Example:
+        >>> from mmfusion.training import RunFolder
+        >>> RunFolder("runs/a").recipe.as_posix()
+        'runs/a/recipe.yaml'
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.vocabulary = self.path / "vocab.txt"
+        self.logs = self.path / "logs"
+        self.train_log = self.logs / "train.jsonl"
+        self.tensorboard = self.logs / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_model = self.path / "best.keras"
+        self.quarantine = self.path / "quarantine.jsonl"
+        self.figures = self.path / "figures"
+        self.evaluation = self.path / "evaluation"
+
+    def create(self) -> None:
+        """Makes the folder and its rooms."""
+        try:
+            for folder in (self.logs, self.checkpoints, self.figures, self.evaluation):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError("cannot create the run folder", where=self.path, found=error.strerror) from error
+
+    def require(self) -> RunFolder:
+        """Returns itself if a trained model lies here.
+
+        Raises:
+            CheckpointError: If this is no run folder, or nothing was trained yet.
+        """
+        if not self.recipe.is_file():
+            raise CheckpointError(
+                "not a run folder",
+                where=self.path,
+                expected="a folder with recipe.yaml, as `mmfusion train` makes it",
+                found="no such folder" if not self.path.exists() else "no recipe.yaml",
+                fix="name the folder that was given as --run",
+            )
+        if not self.best_model.is_file():
+            raise CheckpointError(
+                "this run has no model yet",
+                where=self.path,
+                expected="best.keras",
+                fix="start the same `mmfusion train` command again: it continues",
+            )
+        return self

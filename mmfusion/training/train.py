@@ -1,0 +1,317 @@
+"""A recipe into a run folder: the whole training, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+
+from mmfusion.data import Quarantine, Source, build_train_dataset, steps_per_epoch
+from mmfusion.data import ImageTransform
+from mmfusion.errors import CheckpointError, ConfigError
+from mmfusion.evaluation.evaluator import Evaluator
+from mmfusion.evaluation.figures import draw_learning_curves
+from mmfusion.models import ImageTextModel
+from mmfusion.text import WordPieceTokenizer
+from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, ProgressBar, Validation, save_model
+from mmfusion.training.checkpoints import Checkpoints
+from mmfusion.training.experiment import image_transform, prepare_model, prepare_source, prepare_tokenizer
+from mmfusion.training.objectives import CaptioningObjective, ContrastiveObjective, MatchingObjective, Objective
+from mmfusion.training.optimization import build_optimizer
+from mmfusion.training.run_folder import RunFolder
+from mmfusion.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from mmfusion.config import Recipe
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Attributes:
+        folder: The run folder.
+        step: Steps done in all.
+        best: The best value of the monitored figure.
+        best_epoch: The epoch (from 0) of the best model.
+        monitor: The monitored figure.
+        seconds: Time of this call.
+        skipped: Bad examples that were skipped.
+    """
+
+    folder: RunFolder
+    step: int
+    best: float | None
+    best_epoch: int | None
+    monitor: str
+    seconds: float
+    skipped: int
+
+
+def train(recipe: Recipe, folder: str | Path) -> TrainResult:
+    """Trains a recipe; called again with the same folder, it continues where it was.
+
+    Args:
+        recipe: What to train, on what, how.
+        folder: The run folder; see `RunFolder` for what is in it.
+
+    Returns:
+        The `TrainResult`.
+
+    Raises:
+        ConfigError: If the folder holds another recipe's run.
+        DataError: If too many examples are bad.
+        CheckpointError: If a checkpoint cannot be written.
+    """
+    started = time.monotonic()
+    run = RunFolder(folder)
+    run.create()
+    _keep_recipe(recipe, run)
+    keras.utils.set_random_seed(recipe.seed)
+    console = Console(stderr=True)
+
+    source = prepare_source(recipe)
+    tokenizer = prepare_tokenizer(recipe, source, run.vocabulary)
+    transform = image_transform(recipe)
+    data, options = recipe.data, recipe.train
+    examples = source.splits[data.train_split]
+    epoch_steps = steps_per_epoch(source, data.train_split, options.batch_size, captions=data.captions)
+    if epoch_steps < 1:
+        raise ConfigError(
+            "a batch is larger than the training split",
+            where="train.batch_size",
+            expected=f"at most {len(examples)}",
+            found=options.batch_size,
+        )
+    strategy = build_strategy(options.strategy, options.devices, batch_size=options.batch_size)
+    with strategy.scope():
+        model = prepare_model(recipe, tokenizer)
+        trainer = Trainer(model, build_objectives(recipe), clip_norm=options.clip_norm)
+        optimizer = build_optimizer(
+            model.trainable_variables,
+            steps=epoch_steps * options.epochs,
+            learning_rate=options.learning_rate,
+            warmup=options.warmup,
+            weight_decay=options.weight_decay,
+            beta_2=options.beta_2,
+        )
+        trainer.compile(optimizer=optimizer, jit_compile=options.jit_compile)
+
+    def variables() -> list[keras.Variable]:
+        return [*trainer.variables, *optimizer.variables]
+
+    checkpoints = Checkpoints(run.checkpoints, keep=options.keep)
+    progress = checkpoints.restore(variables()) or {"step": 0}
+    step = progress["step"]
+    console.print(_summary(model, source, recipe, epoch_steps, step), highlight=False, soft_wrap=True)
+
+    quarantine = Quarantine(run.quarantine, total=len(examples), max_share=data.max_bad_share)
+    for bad in source.bad_rows:
+        quarantine.record(bad.name, bad.reason)
+    dataset = build_train_dataset(
+        source,
+        data.train_split,
+        tokenizer=tokenizer,
+        transform=transform,
+        batch_size=options.batch_size,
+        augment=data.augment,
+        seed=recipe.seed,
+        start_step=step,
+        quarantine=quarantine,
+        cache=data.cache,
+        captions=data.captions,
+    )
+    validation = Validation(
+        validator(recipe, trainer, source, tokenizer, transform),
+        model,
+        run.best_model,
+        monitor=options.monitor,
+        epochs=options.epochs,
+        every=options.validate_every,
+        patience=options.patience,
+        state=progress.get("validation"),
+    )
+    bar = ProgressBar(total_steps=epoch_steps * options.epochs, epochs=options.epochs, start_step=step)
+    callbacks = [
+        validation,
+        JsonLinesLog(run.train_log, start_step=step),
+        *([keras.callbacks.TensorBoard(run.tensorboard, write_graph=False)] if options.tensorboard else []),
+        bar,
+        Checkpointing(
+            checkpoints,
+            variables,
+            steps_per_epoch=epoch_steps,
+            start_step=step,
+            every=options.checkpoint_every,
+            progress=lambda: {"validation": validation.state, "stopped": trainer.stop_training},
+        ),
+    ]
+    try:
+        if not progress.get("stopped"):
+            _fit(trainer, dataset, callbacks, step, epoch_steps, options.epochs)
+    except Exception as error:
+        # tf.data wraps what its functions raise: the quarantine remembers the clear error.
+        raise quarantine.error or error from error
+    finally:
+        bar.close()
+    if not run.best_model.is_file():
+        save_model(model, run.best_model)
+    draw_learning_curves(run.train_log, run.figures / "learning_curves.png")
+    return TrainResult(
+        run,
+        int(optimizer.iterations.numpy()),
+        validation.state["best"],
+        validation.state["best_epoch"],
+        options.monitor,
+        time.monotonic() - started,
+        quarantine.count,
+    )
+
+
+def build_strategy(name: str, devices: int | None = None, *, batch_size: int) -> tf.distribute.Strategy:
+    """The distribution strategy of a word.
+
+    Args:
+        name: ``"one"`` (Keras's default device) or ``"mirrored"``.
+        devices: How many devices ``"mirrored"`` takes; None takes all GPUs, or all logical CPUs where there is no GPU.
+        batch_size: The global batch; it must divide evenly over the replicas.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ConfigError: If there are fewer devices, the batch does not divide, or the word is unknown.
+
+    Example:
+        >>> from mmfusion.training.train import build_strategy
+        >>> build_strategy("one", batch_size=8).num_replicas_in_sync
+        1
+    """
+    if name == "one":
+        return tf.distribute.get_strategy()
+    if name != "mirrored":
+        raise ConfigError("unknown strategy", where="train.strategy", expected="one or mirrored", found=name)
+    available = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    count = len(available) if devices is None else devices
+    if count > len(available):
+        raise ConfigError(
+            "not so many devices here", where="train.devices", expected=f"at most {len(available)}", found=count
+        )
+    if batch_size % count:
+        raise ConfigError(
+            "the batch does not divide over the devices",
+            where="train.batch_size",
+            expected=f"a multiple of {count}",
+            found=batch_size,
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in available[:count]])
+
+
+def build_objectives(recipe: Recipe) -> list[Objective]:
+    """The terms of the loss that a recipe switches on."""
+    objective = recipe.objective
+    terms: list[Objective] = []
+    if objective.contrastive is not None:
+        terms.append(
+            ContrastiveObjective(
+                weight=objective.contrastive.weight, label_smoothing=objective.contrastive.label_smoothing
+            )
+        )
+    if objective.matching is not None:
+        terms.append(MatchingObjective(weight=objective.matching.weight, seed=recipe.seed))
+    if objective.captioning is not None:
+        terms.append(
+            CaptioningObjective(
+                weight=objective.captioning.weight, label_smoothing=objective.captioning.label_smoothing
+            )
+        )
+    return terms
+
+
+def validator(
+    recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: ImageTransform
+) -> Any:
+    """A function that says the figures of the validation split, named ``val_…``."""
+    model: ImageTextModel = trainer.model
+    evaluator = Evaluator(
+        model,
+        source=source,
+        split=recipe.data.validation_split,
+        tokenizer=tokenizer,
+        transform=transform,
+        batch_size=recipe.train.batch_size,
+        limit=recipe.train.validation_images,
+    )
+    monitor = recipe.train.monitor
+
+    def validate() -> dict[str, float]:
+        figures = evaluator.losses(lambda batch: trainer.compute_losses(batch, training=False)[1])
+        if "contrastive" in model.heads:
+            figures.update(evaluator.retrieval())
+        if "captioning" in model.heads and monitor in _CAPTION_FIGURES:
+            figures.update(evaluator.captions(limit=recipe.evaluation.caption_images).metrics)
+        return {f"val_{name}": value for name, value in figures.items()}
+
+    return validate
+
+
+_CAPTION_FIGURES = ("val_cider_d", "val_bleu_4", "val_rouge_l")
+
+
+def _fit(trainer: Trainer, dataset: Any, callbacks: list, step: int, epoch_steps: int, epochs: int) -> None:
+    epoch, done = divmod(step, epoch_steps)
+    if done and epoch < epochs:
+        # Keras counts whole epochs: the rest of a broken one is a fit of its own, on the same stream of batches.
+        trainer.fit(
+            dataset,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=epoch_steps - done,
+            callbacks=callbacks,
+            verbose=0,
+        )
+        epoch += 1
+        dataset = dataset.skip(epoch_steps - done)
+    if epoch < epochs and not (done and trainer.stop_training):
+        trainer.fit(
+            dataset, initial_epoch=epoch, epochs=epochs, steps_per_epoch=epoch_steps, callbacks=callbacks, verbose=0
+        )
+
+
+def _keep_recipe(recipe: Recipe, run: RunFolder) -> None:
+    from mmfusion.config import dump_recipe, load_recipe, save_recipe
+
+    if run.recipe.is_file():
+        earlier = load_recipe(run.recipe)
+        if dump_recipe(earlier) != dump_recipe(recipe):
+            changed = [
+                key
+                for key, value in recipe.model_dump().items()
+                if key not in ("tune", "quick") and earlier.model_dump().get(key) != value
+            ]
+            if changed:
+                raise ConfigError(
+                    "this folder holds a run of another recipe",
+                    where=run.path,
+                    found=f"changes in {', '.join(changed)}",
+                    fix="name another --run folder, or delete this one",
+                )
+    try:
+        save_recipe(recipe, run.recipe)
+    except OSError as error:
+        raise CheckpointError("cannot write the recipe", where=run.recipe, found=error.strerror) from error
+
+
+def _summary(model: ImageTextModel, source: Source, recipe: Recipe, epoch_steps: int, step: int) -> str:
+    data = recipe.data
+    line = (
+        f"{recipe.name}: {model.count_params():,} parameters, {', '.join(model.heads)}; {source.name}: "
+        f"{len(source.splits[data.train_split]):,} training and {len(source.splits[data.validation_split]):,} validation "
+        f"images; {recipe.train.epochs} epochs of {epoch_steps} steps of {recipe.train.batch_size}"
+    )
+    return line + (f"; continuing after step {step}" if step else "")

@@ -1,0 +1,39 @@
+"""What all tests share: quiet TensorFlow on two logical devices, and the data beside the repository."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core for itself: more threads only get into each other's way.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tensorflow as tf  # noqa: E402
+
+# Two logical devices stand for two GPUs; TensorFlow takes this only before its first operation.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture
+def two_devices() -> tf.distribute.Strategy:
+    """Two replicas on two logical CPUs."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photos and weights that lies beside the repository, where it is there."""
+    folder = Path(os.environ.get("MMFUSION_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("needs ../shared")
+    return folder

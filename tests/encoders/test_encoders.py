@@ -1,0 +1,109 @@
+"""VisionTransformer and TextTransformer."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from factories import randomized
+
+from mmfusion.encoders import TextTransformer, VisionTransformer
+from mmfusion.errors import ConfigError
+
+
+def to_numpy(value):
+    return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+
+
+def text_encoder(**options):
+    encoder = TextTransformer(**{"vocabulary_size": 20, "max_length": 9, "dim": 12, "depth": 2, "num_heads": 3, **options})
+    encoder.build()
+    return randomized(encoder)
+
+
+def test_patches_are_row_major():
+    encoder = VisionTransformer(image_size=(16, 24), patch_size=8, dim=8, depth=0, num_heads=1)
+    base = np.zeros((1, 16, 24, 3), "float32")
+    plain = to_numpy(encoder(base))
+    marked = base.copy()
+    marked[:, 8:, 8:16] = 1.0  # second row, second column
+    changed = np.abs(to_numpy(encoder(marked)) - plain).max(-1)[0] > 1e-6
+    assert encoder.grid == (2, 3)
+    assert np.flatnonzero(changed).tolist() == [4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "float16"])
+def test_dtypes(dtype):
+    image = VisionTransformer(image_size=16, patch_size=8, dim=8, depth=1, num_heads=2, dtype=dtype)
+    tokens = image(np.ones((2, 16, 16, 3), "float32"))
+    assert keras.backend.standardize_dtype(tokens.dtype) == image.compute_dtype
+    assert np.isfinite(to_numpy(tokens)).all()
+    text = text_encoder(dtype=dtype)
+    assert np.isfinite(to_numpy(text(np.ones((2, 5), "int32")))).all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: VisionTransformer(image_size=16, patch_size=8, dim=8, depth=2, num_heads=2, stochastic_depth=0.1),
+    lambda: TextTransformer(vocabulary_size=9, max_length=5, dim=8, depth=1, num_heads=2, dropout=0.2),
+])  # fmt: skip
+def test_config_round_trip(make):
+    layer = make()
+    copy = type(layer).from_config(layer.get_config())
+    layer.build(), copy.build()
+    assert copy.get_config() == layer.get_config()
+    assert [tuple(w.shape) for w in copy.weights] == [tuple(w.shape) for w in layer.weights]
+
+
+def test_cached_reading_equals_reading_at_once():
+    encoder = text_encoder()
+    ids = np.random.default_rng(0).integers(1, 20, (3, 8)).astype("int32")
+    whole = to_numpy(encoder(ids, causal=True))
+    cache = encoder.init_cache(3, 8)
+    steps = []
+    for chunk in (ids[:, :3], ids[:, 3:4], ids[:, 4:8]):
+        tokens, cache = encoder(chunk, cache=cache)
+        steps.append(to_numpy(tokens))
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, atol=1e-5)
+
+
+def test_reading_both_ways_differs_from_left_to_right():
+    encoder = text_encoder()
+    ids = np.random.default_rng(0).integers(1, 20, (1, 6)).astype("int32")
+    assert np.abs(to_numpy(encoder(ids)) - to_numpy(encoder(ids, causal=True))).max() > 1e-2
+
+
+def test_padding_is_never_seen():
+    encoder = text_encoder()
+    mask = np.array([[True] * 4 + [False] * 3])
+    ids = np.array([[1, 2, 3, 4, 0, 0, 0]], "int32")
+    other = np.array([[1, 2, 3, 4, 9, 8, 7]], "int32")
+    np.testing.assert_array_equal(to_numpy(encoder(ids, mask))[:, :4], to_numpy(encoder(other, mask))[:, :4])
+
+
+def test_kernels_agree():
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    outputs = []
+    for kernel in ("exact", "chunked"):
+        encoder = VisionTransformer(image_size=32, patch_size=8, dim=16, depth=2, num_heads=2, kernel=kernel)
+        encoder.build()
+        random = np.random.default_rng(0)
+        for weight in encoder.weights:
+            weight.assign(0.2 * random.normal(size=weight.shape))
+        outputs.append(to_numpy(encoder(images)))
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=2e-5)
+
+
+def test_output_layer_is_the_embedding():
+    encoder = text_encoder()
+    tokens = np.random.default_rng(1).normal(size=(1, 2, 12)).astype("float32")
+    before = to_numpy(encoder.logits(tokens))
+    assert before.shape == (1, 2, 20)
+    table = next(w for w in encoder.trainable_weights if tuple(w.shape) == (20, 12))
+    table.assign(table.numpy() * 2.0)
+    bias = to_numpy(encoder.logits(np.zeros_like(tokens)))
+    np.testing.assert_allclose(to_numpy(encoder.logits(tokens)) - bias, 2.0 * (before - bias), atol=1e-4)
+
+
+def test_an_image_size_that_patches_do_not_fill_is_refused():
+    with pytest.raises(ConfigError, match=r"multiple of 16, found 100 x 96"):
+        VisionTransformer(image_size=(100, 96), patch_size=16)

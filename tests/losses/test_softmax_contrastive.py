@@ -1,0 +1,178 @@
+"""Softmax contrastive loss: anchors, a plain NumPy version, duplicates, shards, numerical safety."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mmfusion.errors import ConfigError
+from mmfusion.losses import softmax_contrastive
+
+
+def unit_rows(rows: int, dim: int, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, dim))
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype("float32")
+
+
+def reference(image, text, scale, ids, smoothing=0.0, duplicates="positive") -> np.ndarray:
+    """The loss by loops over pairs, in float64."""
+    image, text = np.asarray(image, "float64"), np.asarray(text, "float64")
+    losses = []
+    for i in range(len(ids)):
+        total = 0.0
+        for query, candidates in ((image[i], text), (text[i], image)):
+            kept = [j for j in range(len(ids)) if duplicates == "positive" or j == i or ids[j] != ids[i]]
+            positive = [j for j in kept if ids[j] == ids[i]]
+            logits = np.array([scale * query @ candidates[j] for j in kept])
+            probability = np.exp(logits - logits.max())
+            log_probability = np.log(probability / probability.sum())
+            for j, value in zip(kept, log_probability, strict=True):
+                target = smoothing / len(kept) + (1 - smoothing) * (j in positive) / len(positive)
+                total -= target * value
+        losses.append(total / 2)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_equal_features_cost_ln_of_the_batch(size: int, smoothing: float) -> None:
+    features = np.tile([[0.6, 0.8]], (size, 1)).astype("float32")
+    loss = softmax_contrastive(features, features, 14.3, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss, np.full(size, math.log(size)), atol=1e-5)
+
+
+def test_perfect_pairs_at_a_high_scale_cost_nothing() -> None:
+    np.testing.assert_allclose(softmax_contrastive(np.eye(5), np.eye(5), 100.0), np.zeros(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [7, 3, 7, 7, 3, 1], [2, 2, 2, 2, 2, 2]])
+def test_equals_loops_in_numpy(duplicates: str, smoothing: float, ids: list[int]) -> None:
+    image, text = unit_rows(6, 8, 0), unit_rows(6, 8, 1)
+    loss = softmax_contrastive(
+        image, text, 9.0, image_id=np.array(ids), label_smoothing=smoothing, duplicates=duplicates
+    )
+    np.testing.assert_allclose(loss, reference(image, text, 9.0, ids, smoothing, duplicates), rtol=2e-5, atol=1e-6)
+
+
+def test_another_caption_of_the_image_is_never_pushed_away() -> None:
+    image, text = unit_rows(4, 8, 2), unit_rows(4, 8, 3)
+    ids = np.array([5, 5, 8, 9])
+    for duplicates, sign in (("positive", 1), ("ignore", 0)):
+        other = tf.Variable(text)
+        with tf.GradientTape() as tape:
+            loss = softmax_contrastive(
+                image, text, 1.0, image_id=ids, all_image=image, all_text=other, all_image_id=ids, duplicates=duplicates
+            )[0]
+        # Moving text 1 towards image 0 lowers the loss of image 0, or leaves it as it is.
+        slope = float(np.dot(tape.gradient(loss, other).numpy()[1], image[0]))
+        assert slope < 0 if sign else slope == 0
+
+
+def test_large_ids_are_not_confused() -> None:
+    image, text = unit_rows(3, 8, 4), unit_rows(3, 8, 5)
+    ids = np.array([2**24, 2**24 + 1, 2**24 + 2])
+    np.testing.assert_array_equal(
+        softmax_contrastive(image, text, 5.0, image_id=ids), softmax_contrastive(image, text, 5.0)
+    )
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore"])
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_shards_equal_the_whole_in_value_and_gradient(duplicates: str, with_ids: bool) -> None:
+    image, text = tf.Variable(unit_rows(6, 8, 6)), tf.Variable(unit_rows(6, 8, 7))
+    scale = tf.Variable(4.0)
+    ids = np.array([1, 2, 1, 3, 2, 2]) if with_ids else None
+    with tf.GradientTape() as tape:
+        whole = tf.reduce_mean(
+            softmax_contrastive(image, text, scale, image_id=ids, label_smoothing=0.1, duplicates=duplicates)
+        )
+    whole_gradients = tape.gradient(whole, [image, text, scale])
+    with tf.GradientTape() as tape:
+        means = []
+        for start in (0, 2, 4):
+            rows = slice(start, start + 2)
+            shard = softmax_contrastive(
+                image[rows], text[rows], scale, image_id=None if ids is None else ids[rows], all_image=image,
+                all_text=text, all_image_id=ids, offset=tf.constant(start), label_smoothing=0.1, duplicates=duplicates,
+            )  # fmt: skip
+            means.append(tf.reduce_mean(shard))
+        split = tf.add_n(means) / 3
+    split_gradients = tape.gradient(split, [image, text, scale])
+    np.testing.assert_allclose(split, whole, rtol=1e-6)
+    for one, other in zip(split_gradients, whole_gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_gradient_equals_finite_differences() -> None:
+    image, text = unit_rows(4, 3, 8), unit_rows(4, 3, 9)
+    ids = [1, 1, 2, 3]
+    variable = tf.Variable(image)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(softmax_contrastive(variable, text, 3.0, image_id=np.array(ids), label_smoothing=0.2))
+    gradient = tape.gradient(loss, variable).numpy()
+    for row, column in ((0, 0), (1, 2), (3, 1)):
+        step = np.zeros_like(image, dtype="float64")
+        step[row, column] = 1e-5
+        ends = [reference(image + sign * step, text, 3.0, ids, 0.2).sum() for sign in (1, -1)]
+        assert gradient[row, column] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0, 1e4])
+def test_stays_finite_and_float32(dtype: str, scale: float) -> None:
+    image = tf.Variable(tf.cast(unit_rows(5, 8, 10), dtype))
+    text = tf.cast(unit_rows(5, 8, 11), dtype)
+    with tf.GradientTape() as tape:
+        loss = softmax_contrastive(
+            image, text, scale, image_id=np.array([1, 1, 2, 3, 3]), duplicates="ignore", label_smoothing=0.1
+        )
+    assert loss.dtype == tf.float32
+    assert np.isfinite(loss).all() and (loss.numpy() > -1e-3).all()
+    assert np.isfinite(tf.cast(tape.gradient(loss, image), tf.float32)).all()
+    if scale <= 100:
+        exact = reference(tf.cast(image, tf.float64), tf.cast(text, tf.float64), scale, [1, 1, 2, 3, 3], 0.1, "ignore")
+        np.testing.assert_allclose(loss, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_runs_in_graph_with_a_free_batch(jit_compile: bool) -> None:
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 8]), tf.TensorSpec([None, 8]), tf.TensorSpec([None], tf.int32)],
+        jit_compile=jit_compile,
+    )
+    def graph(image, text, ids):
+        return softmax_contrastive(image, text, 9.0, image_id=ids, duplicates="ignore")
+
+    for size in (2, 5):
+        image, text, ids = unit_rows(size, 8, 12), unit_rows(size, 8, 13), np.arange(size, dtype="int32") // 2
+        np.testing.assert_allclose(
+            graph(image, text, ids), reference(image, text, 9.0, ids, duplicates="ignore"), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_accepts_a_keras_variable_as_scale() -> None:
+    features = unit_rows(3, 4, 14)
+    scale = keras.Variable(2.0)
+    np.testing.assert_allclose(
+        softmax_contrastive(features, features, scale), softmax_contrastive(features, features, 2.0)
+    )
+
+
+def test_says_what_does_not_go_together() -> None:
+    image, text, ids = unit_rows(4, 8, 15), unit_rows(4, 8, 16), np.arange(4)
+    with pytest.raises(ConfigError, match="unknown treatment of duplicates.*'positive' or 'ignore', found 'drop'"):
+        softmax_contrastive(image, text, 1.0, duplicates="drop")
+    with pytest.raises(ConfigError, match=r"do not pair up.*\(4, 8\) and \(3, 8\)"):
+        softmax_contrastive(image, text[:3], 1.0)
+    with pytest.raises(ConfigError, match="given together.*found all_text"):
+        softmax_contrastive(image, text, 1.0, all_text=text)
+    with pytest.raises(ConfigError, match="found image_id only"):
+        softmax_contrastive(image, text, 1.0, image_id=ids, all_image=image, all_text=text)
+    with pytest.raises(ConfigError, match="found all_image_id only"):
+        softmax_contrastive(image, text, 1.0, all_image_id=ids)

@@ -1,0 +1,142 @@
+"""ImageTextModel: heads, masks, cached decoding, saving."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
+
+from mmfusion.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomized(tiny_model())
+
+
+def to_numpy(value):
+    return keras.ops.convert_to_numpy(value)
+
+
+def test_outputs_have_their_shapes(model):
+    batch = tiny_batch(3)
+    outputs = model(batch)
+    shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+    assert shapes == {
+        "image_embedding": (3, 8),
+        "text_embedding": (3, 8),
+        "match_logits": (3,),
+        "caption_logits": (3, MAX_LENGTH, VOCABULARY_SIZE),
+    }
+
+
+def test_methods_agree_with_call(model):
+    batch = tiny_batch(3)
+    outputs = model(batch)
+    np.testing.assert_allclose(to_numpy(model.encode_image(batch["image"])), to_numpy(outputs["image_embedding"]), atol=1e-6)
+    text = model.encode_text(batch["token_ids"], batch["token_mask"])
+    np.testing.assert_allclose(to_numpy(text), to_numpy(outputs["text_embedding"]), atol=1e-6)
+    match = model.match(batch["image"], batch["token_ids"], batch["token_mask"])
+    np.testing.assert_allclose(to_numpy(match), to_numpy(outputs["match_logits"]), atol=1e-6)
+
+
+def test_padding_never_changes_a_result(model):
+    batch = tiny_batch(4)
+    other = dict(batch, token_ids=np.where(batch["token_mask"], batch["token_ids"], 17).astype("int32"))
+    first, second = model(batch), model(other)
+    for name in ("text_embedding", "match_logits"):
+        np.testing.assert_array_equal(to_numpy(first[name]), to_numpy(second[name]))
+    real = batch["token_mask"]
+    np.testing.assert_array_equal(to_numpy(first["caption_logits"])[real], to_numpy(second["caption_logits"])[real])
+
+
+def test_captioning_sees_nothing_of_the_future(model):
+    batch = tiny_batch(2)
+    full = np.ones_like(batch["token_mask"])
+    changed = batch["token_ids"].copy()
+    changed[:, 4:] = 9
+    first = to_numpy(model(dict(batch, token_mask=full))["caption_logits"])
+    second = to_numpy(model(dict(batch, token_mask=full, token_ids=changed))["caption_logits"])
+    np.testing.assert_array_equal(first[:, :4], second[:, :4])
+    assert np.abs(first[:, 4:] - second[:, 4:]).max() > 1e-3
+
+
+def test_cached_decoding_equals_uncached_rollout(model):
+    images = tiny_batch(3)["image"]
+    output = model.caption(images, max_tokens=MAX_LENGTH - 1)
+    patches = model.image_encoder(images)
+    ids = np.full((3, MAX_LENGTH), 0, "int32")
+    ids[:, 0] = 2
+    finished = np.zeros(3, bool)
+    for step in range(MAX_LENGTH - 1):
+        logits = to_numpy(model.caption_logits(patches, ids[:, : step + 1]))[:, -1]
+        chosen = np.where(finished, 0, logits.argmax(-1))
+        ids[:, step + 1] = chosen
+        finished |= chosen == 3
+    np.testing.assert_array_equal(to_numpy(output.token_ids), ids[:, 1:])
+
+
+def test_beams_are_at_least_as_likely_as_greedy(model):
+    images = tiny_batch(3)["image"]
+    greedy = model.caption(images)
+    beams = model.caption(images, beam_size=4, length_penalty=1.0)
+    assert tuple(beams.token_ids.shape) == (3, 4, MAX_LENGTH - 1)
+    assert (to_numpy(beams.scores)[:, 0] >= to_numpy(greedy.scores) - 1e-5).all()
+
+
+def test_attention_maps_sum_to_one_and_have_the_grid(model):
+    batch = tiny_batch(2)
+    maps = to_numpy(model.attend(batch["image"], batch["token_ids"], batch["token_mask"]))
+    assert maps.shape == (2, 2, 2, MAX_LENGTH, 2, 3)
+    np.testing.assert_allclose(maps.sum((-1, -2)), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_saved_model_comes_back_the_same(tmp_path, dtype):
+    model = randomized(tiny_model(dtype))
+    batch = tiny_batch(3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert [w.name for w in loaded.weights] == [w.name for w in model.weights]
+    for name, value in model(batch).items():
+        np.testing.assert_array_equal(
+            to_numpy(keras.ops.cast(value, "float32")), to_numpy(keras.ops.cast(loaded(batch)[name], "float32"))
+        )
+
+
+@pytest.mark.parametrize("heads", [("contrastive",), ("matching",), ("captioning",), ("contrastive", "captioning")])
+def test_heads_can_be_left_out(heads):
+    model = tiny_model(heads=heads)
+    assert model.heads == heads
+    batch = tiny_batch(2)
+    model(batch)
+    if "matching" not in heads:
+        with pytest.raises(ConfigError, match="no matching head"):
+            model.match(batch["image"], batch["token_ids"])
+
+
+def test_impossible_models_are_refused_when_built():
+    with pytest.raises(ConfigError, match="at least one head"):
+        tiny_model(heads=())
+    model = tiny_model()
+    with pytest.raises(ConfigError, match="a fusion"):
+        type(model)(
+            image_encoder=model.image_encoder, text_encoder=model.text_encoder, matching_head=model.matching_head
+        )
+    with pytest.raises(ConfigError, match="length of a caption"):
+        model.caption(tiny_batch(1)["image"], max_tokens=MAX_LENGTH)
+
+
+def test_images_of_another_size_are_refused(model):
+    with pytest.raises(ConfigError, match="another size"):
+        model.encode_image(np.zeros((1, 32, 32, 3), "float32"))
+
+
+def test_temperature_is_capped_and_learned(model):
+    head = model.contrastive_head
+    before = head.log_scale.numpy()
+    head.log_scale.assign(50.0)
+    assert float(head.scale) == head.max_scale
+    head.log_scale.assign(before)
+    assert any("log_scale" in weight.path for weight in model.trainable_weights)

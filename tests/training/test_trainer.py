@@ -1,0 +1,89 @@
+"""Trainer: two replicas equal one, clipping after the sum, fit learns."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from factories import randomized, tiny_batch, tiny_model
+
+from mmfusion.errors import ConfigError
+from mmfusion.training import Trainer, build_optimizer
+from mmfusion.training.objectives import CaptioningObjective, ContrastiveObjective, MatchingObjective
+
+
+def train_once(strategy, batch, objectives, *, clip_norm=None, steps=1, learning_rate=0.1):
+    with strategy.scope():
+        model = randomized(tiny_model(name="model"))
+        trainer = Trainer(model, objectives(), clip_norm=clip_norm)
+        trainer.compile(optimizer=keras.optimizers.SGD(learning_rate))
+    dataset = tf.data.Dataset.from_tensors(batch).repeat(steps)
+    history = trainer.fit(dataset, steps_per_epoch=steps, verbose=0)
+    return {w.path: w.numpy() for w in model.trainable_weights}, history.history
+
+
+def dense_objectives():
+    # Matching draws its negatives on each replica for itself, so it is not compared here.
+    return [ContrastiveObjective(weight=0.7), CaptioningObjective(weight=0.5, label_smoothing=0.1)]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_two_replicas_equal_one_in_loss_and_update(clip_norm, two_devices):
+    batch = tiny_batch(8)
+    one, one_history = train_once(tf.distribute.get_strategy(), batch, dense_objectives, clip_norm=clip_norm)
+    two, two_history = train_once(two_devices, batch, dense_objectives, clip_norm=clip_norm)
+    assert set(one_history) == set(two_history)
+    for name, value in one_history.items():
+        np.testing.assert_allclose(value, two_history[name], rtol=2e-5, err_msg=name)
+    for path, value in one.items():
+        np.testing.assert_allclose(value, two[path], atol=2e-6, err_msg=path)
+
+
+def test_clipping_bounds_the_summed_gradient(two_devices):
+    batch = tiny_batch(8)
+    start = {w.path: w.numpy() for w in randomized(tiny_model(name="model")).trainable_weights}
+    end, history = train_once(two_devices, batch, dense_objectives, clip_norm=0.1, learning_rate=1.0)
+    moved = np.sqrt(sum(np.sum((end[path] - start[path]) ** 2) for path in start))
+    assert history["gradient_norm"][0] > 0.1
+    np.testing.assert_allclose(moved, 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_all_objectives_learn(jit_compile):
+    model = tiny_model()
+    trainer = Trainer(model, [ContrastiveObjective(), MatchingObjective(seed=1), CaptioningObjective()], clip_norm=1.0)
+    trainer.compile(
+        optimizer=build_optimizer(model.trainable_variables, steps=60, learning_rate=1e-2), jit_compile=jit_compile
+    )
+    batch = dict(tiny_batch(6), image_id=np.arange(6, dtype="int32"))
+    history = trainer.fit(tf.data.Dataset.from_tensors(batch).repeat(), steps_per_epoch=30, epochs=2, verbose=0).history
+    for name in ("loss", "contrastive_loss", "captioning_loss"):
+        assert history[name][1] < history[name][0], name
+    assert history["contrastive_accuracy"][1] > 0.5
+
+
+def test_mixed_bfloat16_trains_on_two_replicas(two_devices):
+    with two_devices.scope():
+        model = tiny_model("mixed_bfloat16", dropout=0.1)
+        trainer = Trainer(model, [ContrastiveObjective(), MatchingObjective(), CaptioningObjective()])
+        trainer.compile(optimizer=build_optimizer(model.trainable_variables, steps=20, learning_rate=5e-3))
+    history = trainer.fit(
+        tf.data.Dataset.from_tensors(tiny_batch(8)).repeat(), steps_per_epoch=10, epochs=2, verbose=0
+    ).history
+    assert np.isfinite(history["loss"]).all() and history["loss"][1] < history["loss"][0]
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    model = randomized(tiny_model(name="model"))
+    trainer = Trainer(model, dense_objectives())
+    batch = {name: tf.constant(value) for name, value in tiny_batch(4).items()}
+    local, figures = trainer.compute_losses(batch, training=False)
+    expected = 0.7 * figures["contrastive_loss"][0] + 0.5 * figures["captioning_loss"][0]
+    np.testing.assert_allclose(float(figures["loss"][0]), float(expected), rtol=1e-6)
+    np.testing.assert_allclose(float(local), float(expected), rtol=1e-6)
+
+
+def test_objectives_need_different_names():
+    with pytest.raises(ConfigError, match="different names"):
+        Trainer(tiny_model(), [ContrastiveObjective(), ContrastiveObjective()])
