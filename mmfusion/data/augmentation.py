@@ -25,8 +25,8 @@ class Augmentation:
         flip: Whether half of the pictures are mirrored. Captions that say left or right are then wrong. Default True.
         crop_scale: Range of the crop's share of the area, in (0, 1]; ``(1, 1)`` never crops. Default ``(0.8, 1.0)``.
         crop_ratio: Range of the crop's width over height, relative to the picture's. Default ``(3 / 4, 4 / 3)``.
-        color: Strength of the jitter in [0, 1]: brightness, contrast and saturation are each multiplied by a number from
-            ``[1 - color, 1 + color]``. Default 0.
+        color: Strength of the jitter in [0, 1]: brightness, contrast and saturation are each multiplied by a number
+            from ``[1 - color, 1 + color]``. Default 0.
 
     Call arguments:
         image: ``uint8`` or ``float32[H, W, 3]`` in [0, 255].

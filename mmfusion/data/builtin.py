@@ -25,9 +25,9 @@ def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
     A picture has one caption a language, its CLDR short name in words ("woman surfing dark skin tone"), and in English
     its aliases too. They are icons with short names: say so wherever a score on them is shown.
 
-    Split ``"val"`` holds one in five skin-tone variants, chosen by a hash of the emoji, whose every word, in each of the
-    14 languages, occurs in split ``"train"``; so no validation word is unseen, only the combination is. The split
-    does not depend on `languages`.
+    Split ``"val"`` holds one in five skin-tone variants, chosen by a hash of the emoji, as long as their every word, in
+    each of the 14 languages, occurs in split ``"train"``; so no validation word is unseen, only the combination is.
+    The split does not depend on `languages`.
 
     The pictures are Twemoji, © Twitter, Inc and other contributors, licensed CC-BY 4.0
     (https://creativecommons.org/licenses/by/4.0/); name them so where you show one. The names are Unicode CLDR's.

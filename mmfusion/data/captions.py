@@ -9,9 +9,10 @@ MAX_CHARACTERS = 2000
 
 
 def clean_captions(captions: object) -> tuple[tuple[str, ...], list[str]]:
-    """Tidies the captions of a row, and says which cannot be used.
+    r"""Tidies the captions of a row, and says which cannot be used.
 
-    White space is collapsed. A bad caption costs the row that caption only; a row without any is for its reader to drop.
+    White space is collapsed. A bad caption costs the row that caption only; a row without any left is its reader's to
+    drop.
 
     Args:
         captions: What the row holds: a string, or a list of strings.
@@ -20,7 +21,7 @@ def clean_captions(captions: object) -> tuple[tuple[str, ...], list[str]]:
         The usable captions and the reasons why others are not.
 
     Example:
-        >>> clean_captions(["  A dog\\n runs . ", ""])
+        >>> clean_captions(["  A dog\n runs . ", ""])
         (('A dog runs .',), ['caption 2 is empty'])
     """
     if isinstance(captions, str):

@@ -13,8 +13,8 @@ def matching_files(path: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files of a path.
 
     Args:
-        path: A file, a folder (its files with one of the suffixes), a pattern with ``*``, ``?`` or ``[…]``, or a range in
-            braces as WebDataset writes them: ``shard-{0000..0011}.tar``.
+        path: A file, a folder (its files with one of the suffixes), a pattern with ``*``, ``?`` or ``[…]``, or a range
+            in braces as WebDataset writes them: ``shard-{0000..0011}.tar``.
         suffixes: What files of a folder end in.
 
     Returns:

@@ -35,7 +35,7 @@ class FlickrRow(NamedTuple):
 
 
 def read_flickr_files(folder: str | Path, name: str) -> list[FlickrRow]:
-    """Reads a folder with pictures and annotations, wherever in it they are.
+    r"""Reads a folder with pictures and annotations, wherever in it they are.
 
     Annotations are Karpathy's ``dataset_flickr8k.json`` or ``dataset_flickr30k.json`` (with his splits), or
     ``Flickr8k.token.txt`` or ``results_20130124.token``, with the splits of ``Flickr_8k.trainImages.txt`` and its
@@ -56,7 +56,7 @@ def read_flickr_files(folder: str | Path, name: str) -> list[FlickrRow]:
         >>> import pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> folder.joinpath("1.jpg").touch()
-        >>> _ = folder.joinpath("Flickr8k.token.txt").write_text("1.jpg#0\\tA dog .\\n1.jpg#1\\tA pet .\\n")
+        >>> _ = folder.joinpath("Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg#1\tA pet .\n")
         >>> read_flickr_files(folder, "flickr8k")[0].captions
         ('A dog .', 'A pet .')
     """

@@ -102,10 +102,12 @@ def evaluate_model(
         "fuse": options.fuse,
         "skipped": evaluator.quarantine.count,
     }
+    notes = []
     if recipe.data.source == "builtin":
-        meta["note"] = "icons (Twemoji) with short names, not photographs"
+        notes.append("icons (Twemoji) with short names, not photographs")
     if recipe.data.train_split == split:
-        meta["note"] = "measured on the pictures that it was trained on: says that the machinery works, nothing else"
+        notes.append("measured on the pictures that it was trained on: says that the machinery works, nothing else")
+    meta["notes"] = notes
     write_report(output, metrics, meta)
     _draw(output, evaluator, encoded, captions, transform)
     return metrics

@@ -60,15 +60,12 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
     archive = keras.export.ExportArchive()
     archive.track(run.model)
     archive.track(run.tokenizer)
-    # The vocabulary is a table of the tokenizer; a copy among the assets lets any other tool read it.
     for name, serving in functions.items():
         archive.add_endpoint(name, _named(serving.function, serving.inputs), input_signature=serving.inputs)
     partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         archive.write_out(partial, verbose=False)
-        (partial / "assets").mkdir(exist_ok=True)
-        shutil.copyfile(run.folder.vocabulary, partial / "assets" / "vocab.txt")
         (partial / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
         description = _description(run, functions)
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -91,6 +91,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         self.start_id, self.end_id = tokens.index(_START), tokens.index(_END)
         self.mask_id = tokens.index(_MASK) if _MASK in tokens else None
         self._build_tables()
+        self.built = True
 
     def _build_tables(self) -> None:
         import tensorflow as tf

@@ -273,13 +273,20 @@ def _fit(trainer: Trainer, dataset: Any, callbacks: list, step: int, epoch_steps
             epochs=epoch + 1,
             steps_per_epoch=epoch_steps - done,
             callbacks=callbacks,
+            shuffle=False,
             verbose=0,
         )
         epoch += 1
         dataset = dataset.skip(epoch_steps - done)
     if epoch < epochs and not (done and trainer.stop_training):
         trainer.fit(
-            dataset, initial_epoch=epoch, epochs=epochs, steps_per_epoch=epoch_steps, callbacks=callbacks, verbose=0
+            dataset,
+            initial_epoch=epoch,
+            epochs=epochs,
+            steps_per_epoch=epoch_steps,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
         )
 
 
