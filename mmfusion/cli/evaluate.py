@@ -18,7 +18,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval, reranking and captions of a run; writes JSON, a table and pictures."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from mmfusion.cli.environment import quiet_tensorflow
     from mmfusion.config import load_recipe
@@ -27,6 +27,7 @@ def evaluate(
     from mmfusion.data import open_source
     from mmfusion.evaluation.evaluate import evaluate_model
     from mmfusion.evaluation.report import print_report
+    from mmfusion.explain import draw_attention_example
     from mmfusion.training import load_run
 
     loaded = load_run(run)
@@ -36,15 +37,21 @@ def evaluate(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
     )  # fmt: skip
-    tasks: dict[str, object] = {}
+    tasks: dict[str, TaskID] = {}
 
     def progress(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bar.add_task(what)
         bar.update(tasks[what], completed=done, total=total)
 
+    source = open_source(recipe.data)
     with bar:
         evaluate_model(
-            recipe, loaded.model, loaded.tokenizer, loaded.transform, open_source(recipe.data), folder, progress=progress
+            recipe, loaded.model, loaded.tokenizer, loaded.transform, source, folder, progress=progress
+        )
+    if loaded.model.fusion is not None:
+        split = recipe.evaluation.split or recipe.data.validation_split
+        draw_attention_example(
+            loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png"
         )
     print_report(folder)

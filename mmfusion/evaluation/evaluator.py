@@ -116,9 +116,9 @@ class Evaluator:
         self.quarantine = quarantine or Quarantine(None, total=max(len(gallery_examples), 1), max_share=1.0)
         self._encoded: EncodedGallery | None = None
         # One traced function an operation, however many times an evaluation is repeated.
-        self._encode_image = tf.function(self._image_step, reduce_retracing=True)
-        self._encode_text = tf.function(self._text_step, reduce_retracing=True)
-        self._match = tf.function(self._match_step, reduce_retracing=True)
+        self._encode_image = tf.function(self._image_step, reduce_retracing=True, autograph=False)
+        self._encode_text = tf.function(self._text_step, reduce_retracing=True, autograph=False)
+        self._match = tf.function(self._match_step, reduce_retracing=True, autograph=False)
         self._captioners: dict[tuple, Any] = {}
         self._losses: Any = None
 
@@ -134,7 +134,7 @@ class Evaluator:
             The figures.
         """
         if self._losses is None:
-            self._losses = tf.function(compute, reduce_retracing=True)
+            self._losses = tf.function(compute, reduce_retracing=True, autograph=False)
         captions = {example.image_id: example.captions for example in self.examples}
         totals: dict[str, list[float]] = {}
         for batch in self._image_batches(self.queries, "queries"):
@@ -191,10 +191,10 @@ class Evaluator:
             return None if values is None else values[readable]
 
         return EncodedGallery(
-            image_embedding=joined(images, 0),
+            image_embedding=np.concatenate([row[0] for row in images]),
             image_id=image_id,
             image_query=np.isin(image_id, list(asked)),
-            text_embedding=text_column(0),
+            text_embedding=np.concatenate([row[0] for row in texts])[readable],
             text_image_id=text_image_id[readable],
             text_query=np.isin(text_image_id[readable], list(asked)),
             patches=joined(images, 2),
@@ -231,7 +231,7 @@ class Evaluator:
 
     def match_pairs(self, encoded: EncodedGallery, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Logits ``float32[N]`` of the matching head for pairs given by their rows in the gallery."""
-        if encoded.patches is None:
+        if encoded.patches is None or encoded.text_tokens is None or encoded.text_mask is None:
             raise DataError("reranking needs the token streams", fix="encode(tokens=True)")
         return self._match(
             tf.constant(encoded.patches[images]), tf.constant(encoded.text_tokens[texts]), tf.constant(encoded.text_mask[texts])
@@ -255,6 +255,7 @@ class Evaluator:
             self._captioners[key] = tf.function(
                 lambda images: _best(self.model.caption(images, beam_size=beam_size, **options)),
                 reduce_retracing=True,
+                autograph=False,
             )
         references = {example.image_id: list(example.captions) for example in self.examples[:limit]}
         chosen = Source(name=self.queries.name, splits={"queries": self.examples[:limit]}, bad_rows=[])
@@ -291,7 +292,7 @@ class Evaluator:
         return text, tf.zeros((tf.shape(token_ids)[0], 1)) if head is None else head.embed_text(text, token_mask)
 
     def _match_step(self, patches: tf.Tensor, text: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        dtype = self.model.fusion.compute_dtype
+        dtype = self.model.compute_dtype
         return self.model.match_tokens(tf.cast(patches, dtype), tf.cast(text, dtype), mask, training=False)
 
 

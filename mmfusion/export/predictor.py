@@ -141,7 +141,7 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
 
         run = load_run(path)
         decoding = run.recipe.decoding
-        functions = serving_functions(
+        signatures = serving_functions(
             run.model,
             run.tokenizer,
             run.transform,
@@ -151,7 +151,7 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
             min_tokens=decoding.min_tokens,
         )
         return Predictor(
-            {name: as_tf_function(function) for name, function in functions.items()},
+            {name: as_tf_function(function) for name, function in signatures.items()},
             name=str(path),
             batch_size=batch_size,
         )

@@ -117,4 +117,4 @@ def serving_functions(
 
 def as_tf_function(serving: ServingFunction) -> Any:
     """A signature as a traced function, so that running a model in Python runs what an export runs."""
-    return tf.function(serving.function, input_signature=serving.inputs)
+    return tf.function(serving.function, input_signature=serving.inputs, autograph=False)

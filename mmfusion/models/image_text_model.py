@@ -174,7 +174,7 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
-        fused = self.fusion(text, patches, text_mask=token_mask, training=training)
+        fused = self._fuse()(text, patches, text_mask=token_mask, training=training)
         return self._head("matching")(fused.text)
 
     def caption_logits(
@@ -187,7 +187,7 @@ class ImageTextModel(keras.Model):
         """``float[B, T, V]``: at position t the scores of token t + 1, given the image and tokens up to t."""
         head = self._head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
-        fused = self.fusion(text, patches, text_mask=token_mask, causal=True, training=training)
+        fused = self._fuse()(text, patches, text_mask=token_mask, causal=True, training=training)
         return self.text_encoder.logits(head(fused.text))
 
     def caption(
@@ -242,7 +242,7 @@ class ImageTextModel(keras.Model):
         batch_size = ops.shape(patches)[0]
         state = CaptionState(
             self.text_encoder.init_cache(batch_size, max_tokens),
-            self.fusion.init_cache(batch_size, max_tokens, patches),
+            self._fuse().init_cache(batch_size, max_tokens, patches),
         )
         options = {
             "batch_size": batch_size,
@@ -262,7 +262,7 @@ class ImageTextModel(keras.Model):
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
         head = self._head("captioning")
         text, text_cache = self.text_encoder(token_ids[:, None], cache=state.text, training=False)
-        fused = self.fusion(text, cache=state.fusion, causal=True, training=False)
+        fused = self._fuse()(text, cache=state.fusion, causal=True, training=False)
         logits = self.text_encoder.logits(head(fused.text))[:, 0]
         return logits, CaptionState(text_cache, fused.cache)
 
@@ -270,11 +270,9 @@ class ImageTextModel(keras.Model):
         self, images: KerasTensor, token_ids: KerasTensor, token_mask: KerasTensor | None = None
     ) -> KerasTensor:
         """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1."""
-        if self.fusion is None:
-            raise ConfigError("this model has no fusion to look into", where=self.name, fix="build it with a fusion")
         patches = self.image_encoder(images, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, training=False)
-        scores = self.fusion(text, patches, text_mask=token_mask, return_scores=True, training=False).scores
+        scores = self._fuse()(text, patches, text_mask=token_mask, return_scores=True, training=False).scores
         shape = ops.shape(scores)
         return ops.reshape(scores, (*shape[:4], *self.image_encoder.grid))
 
@@ -293,6 +291,11 @@ class ImageTextModel(keras.Model):
         if self.captioning_head is not None:
             outputs["caption_logits"] = self.caption_logits(patches, token_ids, token_mask, training=training)
         return outputs
+
+    def _fuse(self) -> Fusion:
+        if self.fusion is None:
+            raise ConfigError("this model has no fusion", where=self.name, fix="build it with fusion=...")
+        return self.fusion
 
     def _head(self, name: str) -> Any:
         head = getattr(self, f"{name}_head")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class ImageIndex:
         self.predictor = predictor
         self.paths: list[Path] = []
         self.unreadable: list[tuple[Path, str]] = []
-        self._index = None
+        self._index: Any = None
 
     def add(self, paths: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> None:
         """Embeds pictures and adds them; an unreadable one is skipped and listed in `unreadable`.

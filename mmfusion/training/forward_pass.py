@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from mmfusion.models import ImageTextModel
+from mmfusion.errors import ConfigError
+from mmfusion.models import ContrastiveHead, ImageTextModel
 from mmfusion.training.replicas import gather, row_offset
 
 
@@ -51,6 +52,17 @@ class ForwardPass:
         self.training = training
         self._parts: dict[str, tf.Tensor] = {}
 
+    @property
+    def contrastive_head(self) -> ContrastiveHead:
+        """The model's contrastive head.
+
+        Raises:
+            ConfigError: If it has none.
+        """
+        if self.model.contrastive_head is None:
+            raise ConfigError("the contrastive objective needs a contrastive head", where=self.model.name, found=self.model.heads)
+        return self.model.contrastive_head
+
     @_computed_once
     def patches(self) -> tf.Tensor:
         """``float[b, P, Di]``."""
@@ -66,18 +78,18 @@ class ForwardPass:
     @_computed_once
     def image_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
-        return self.model.contrastive_head.embed_image(self.patches)
+        return self.contrastive_head.embed_image(self.patches)
 
     @_computed_once
     def text_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
-        return self.model.contrastive_head.embed_text(self.text, self.batch["token_mask"])
+        return self.contrastive_head.embed_text(self.text, self.batch["token_mask"])
 
     @_computed_once
     def similarity(self) -> tf.Tensor:
         """``float32[b, b]``, scaled similarity of this replica's images (rows) and texts (columns), without gradient."""
         product = tf.matmul(self.image_embedding, self.text_embedding, transpose_b=True)
-        return tf.stop_gradient(self.model.contrastive_head.scale * product)
+        return tf.stop_gradient(self.contrastive_head.scale * product)
 
     @_computed_once
     def all_image_embedding(self) -> tf.Tensor:

@@ -58,6 +58,8 @@ class Trainer(keras.Model):
         if not names or len(set(names)) != len(names):
             raise ConfigError("training needs objectives of different names", where="objectives", found=names)
         self.model = model
+        self.train_function: Any = None
+        self.test_function: Any = None
         self.objectives = list(objectives)
         self.clip_norm = clip_norm
         # Keras tracks what stands in an attribute: so the state of the drawing is saved with the checkpoints.

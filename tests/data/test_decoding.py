@@ -114,7 +114,7 @@ def test_exif_orientation(orientation, order, gradient, encode):
     assert content.count(b"II*\0" if order == "little" else b"MM\0*") == 1
     decoded = both(content)
     assert decoded.shape == ((60, 40, 3) if orientation >= 5 else (40, 60, 3))
-    np.testing.assert_allclose(decoded, with_pillow(content), atol=4)
+    np.testing.assert_allclose(decoded, with_pillow(content), atol=8)
 
 
 def test_nonsense_in_exif_means_upright(gradient, encode):

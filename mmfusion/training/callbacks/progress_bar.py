@@ -88,7 +88,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 def _worth(name: str) -> bool:
-    return name == "loss" or name.startswith("val_")
+    return name == "loss" or name.endswith(("_loss", "rsum", "r10", "cider_d")) and name.startswith("val_")
 
 
 def _duration(seconds: float) -> str:

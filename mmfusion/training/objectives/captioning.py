@@ -23,7 +23,7 @@ class CaptioningObjective:
     """
 
     name = "captioning"
-    figures = ("captioning_loss", "captioning_accuracy")
+    figures: tuple[str, ...] = ("captioning_loss", "captioning_accuracy")
 
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         self.weight = weight

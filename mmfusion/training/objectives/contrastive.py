@@ -25,7 +25,7 @@ class ContrastiveObjective:
     """
 
     name = "contrastive"
-    figures = ("contrastive_loss", "contrastive_accuracy")
+    figures: tuple[str, ...] = ("contrastive_loss", "contrastive_accuracy")
 
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         self.weight = weight
@@ -36,7 +36,7 @@ class ContrastiveObjective:
         loss = softmax_contrastive(
             forward.image_embedding,
             forward.text_embedding,
-            forward.model.contrastive_head.scale,
+            forward.contrastive_head.scale,
             image_id=forward.batch["image_id"],
             all_image=forward.all_image_embedding,
             all_text=forward.all_text_embedding,

@@ -30,7 +30,7 @@ class MatchingObjective:
     """
 
     name = "matching"
-    figures = ("matching_loss", "matching_accuracy")
+    figures: tuple[str, ...] = ("matching_loss", "matching_accuracy")
 
     def __init__(self, *, weight: float = 1.0, seed: int = 0) -> None:
         self.weight = weight
