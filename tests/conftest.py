@@ -27,7 +27,9 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture
 def two_devices() -> tf.distribute.Strategy:
     """Two replicas on two logical CPUs."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    from mmfusion.training.train import build_strategy
+
+    return build_strategy("mirrored", 2, batch_size=2)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,14 @@ def build_strategy(name: str, devices: int | None = None, *, batch_size: int) ->
             expected=f"a multiple of {count}",
             found=batch_size,
         )
-    return tf.distribute.MirroredStrategy([device.name for device in available[:count]])
+    return _mirrored(tuple(device.name for device in available[:count]))
+
+
+@functools.lru_cache(maxsize=None)
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    # One strategy a set of devices and process: each numbers its collectives from the same start, so that those of two
+    # strategies meet in TensorFlow's one table and fail with "Shape mismatch in the collective instance".
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:

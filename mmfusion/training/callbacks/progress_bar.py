@@ -32,7 +32,8 @@ class ProgressBar(keras.callbacks.Callback):
         self.step = start_step
         self.console = Console(file=sys.stderr)
         self._progress: Progress | None = None
-        self._started = self._last_plain = time.monotonic()
+        self._last_plain = time.monotonic()
+        self._after_first: float | None = None
         self._epoch = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -66,10 +67,13 @@ class ProgressBar(keras.callbacks.Callback):
             self._progress.update(self._task, completed=self.step, figures=figures)
             return
         now = time.monotonic()
-        if now - self._last_plain >= self.plain_every:
+        if self._after_first is None:
+            # The first step also builds the graph: it says nothing of the others.
+            self._after_first = now
+        elif now - self._last_plain >= self.plain_every:
             self._last_plain = now
-            done = self.step - self.start_step
-            left = (now - self._started) / max(done, 1) * (self.total_steps - self.step)
+            done = self.step - self.start_step - 1
+            left = (now - self._after_first) / done * (self.total_steps - self.step)
             self.console.print(
                 f"step {self.step}/{self.total_steps}, epoch {self._epoch + 1}/{self.epochs}, "
                 f"loss {float((logs or {}).get('loss', float('nan'))):.3f}, about {_duration(left)} left"
