@@ -10,6 +10,7 @@ import numpy as np
 
 from mmfusion.data import ImageTransform, Quarantine, Source
 from mmfusion.errors import DataError
+from mmfusion.evaluation.caption_likelihood import unigram_loss
 from mmfusion.evaluation.evaluator import CaptionsResult, EncodedGallery, Evaluator
 from mmfusion.evaluation.report import write_report
 from mmfusion.models import ImageTextModel
@@ -87,6 +88,12 @@ def evaluate_model(
             min_tokens=decoding.min_tokens,
         )
         metrics.update(captions.metrics)
+        metrics["token_loss"] = evaluator.caption_loss()
+        metrics["unigram_loss"] = unigram_loss(
+            tokenizer,
+            [caption for example in source.splits[recipe.data.train_split] for caption in example.captions],
+            [caption for example in evaluator.examples for caption in example.captions],
+        )
         write_captions(captions, source, split, output / "captions.jsonl")
     meta = {
         "recipe": recipe.name,

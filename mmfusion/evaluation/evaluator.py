@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mmfusion.data import ImageTransform, Quarantine, Source, build_eval_images, build_eval_texts
 from mmfusion.errors import DataError
+from mmfusion.evaluation.caption_likelihood import caption_loss
 from mmfusion.evaluation.caption_metrics import caption_metrics
 from mmfusion.evaluation.reranking import rerank
 from mmfusion.evaluation.retrieval_metrics import retrieval_metrics
@@ -269,6 +270,11 @@ class Evaluator:
         metrics = caption_metrics(captions, aligned)
         metrics["distinct"] = len(set(captions)) / max(len(captions), 1)
         return CaptionsResult(metrics, ids, captions, aligned)
+
+    def caption_loss(self) -> float:
+        """Nats a token of the split's captions; see `mmfusion.evaluation.caption_likelihood.caption_loss`."""
+        captions = {example.image_id: example.captions for example in self.examples}
+        return caption_loss(self.model, self.tokenizer, self._image_batches(self.queries, "queries"), captions)
 
     def _image_batches(self, source: Source, split: str) -> Iterator[dict[str, tf.Tensor]]:
         total = len(source.splits[split])

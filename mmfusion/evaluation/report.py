@@ -23,6 +23,7 @@ _NAMES = {
     "r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "rsum": "rsum",
     "ceiling": "candidate ceiling", "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "distinct": "distinct captions",
+    "token_loss": "loss a token (nats)", "unigram_loss": "loss of a unigram model",
 }  # fmt: skip
 
 
