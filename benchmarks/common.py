@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,11 +48,11 @@ class Seconds(NamedTuple):
 
     Attributes:
         wall: Seconds that passed.
-        processor: Seconds of processor time of this process, all threads together; None where others worked for it.
+        processor: Seconds of processor time, of all threads and worker processes together.
     """
 
     wall: float
-    processor: float | None = None
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,38 @@ class Timing:
         return statistics.median(seconds.wall for seconds in self.rounds)
 
     @property
-    def processor(self) -> float | None:
+    def processor(self) -> float:
         """Seconds of processor time of the median round."""
-        values = [seconds.processor for seconds in self.rounds if seconds.processor is not None]
-        return statistics.median(values) if values else None
+        return statistics.median(seconds.processor for seconds in self.rounds)
+
+
+def now() -> Seconds:
+    """The clocks of now, to take the difference of two."""
+    return Seconds(time.perf_counter(), time.process_time() + sum(map(_processor_seconds, active_children())))
+
+
+def between(start: Seconds, end: Seconds) -> Seconds:
+    """What passed between two readings of the clocks."""
+    return Seconds(end.wall - start.wall, end.processor - start.processor)
+
+
+def _processor_seconds(process: BaseProcess) -> float:
+    try:
+        content = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    # proc(5): after the name in parentheses, fields 14 and 15 are user and system time in clock ticks.
+    user, system = content.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(work: Callable[[], Any]) -> Run:
     """A round that is all of `work`, which returns only when it is done."""
 
     def run() -> Seconds:
-        wall, processor = time.perf_counter(), time.process_time()
+        start = now()
         work()
-        return Seconds(time.perf_counter() - wall, time.process_time() - processor)
+        return between(start, now())
 
     return run
 
@@ -143,7 +164,7 @@ def _spread(own: Timing, their: Timing | None) -> dict[str, Any]:
         return {"rounds": rounds, "no_peer": f"it is not installed, or was not asked for: {EXTRAS}"}
     ratios = [theirs.wall / ours.wall for ours, theirs in zip(own.rounds, their.rounds, strict=True)]
     spread: dict[str, Any] = {"rounds": rounds, "ratio_range": [_rounded(min(ratios)), _rounded(max(ratios))]}
-    if own.processor and their.processor:
+    if own.processor:
         spread["processor_time_ratio"] = _rounded(their.processor / own.processor)
     return spread
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,11 @@ from common import (
     Run,
     Seconds,
     add_recipe_arguments,
+    between,
     compare,
     core_count,
     interleaved,
+    now,
     peer_modules,
     read_recipe,
     use_same_device,
@@ -126,8 +127,8 @@ def steady(batches: Iterable[Any], ahead: int, steps: int) -> Run:
     """A pass over the batches, of which the first and last few are not timed."""
 
     def run() -> Seconds:
-        times = [time.perf_counter() for _ in batches]
-        return Seconds(times[ahead + steps - 1] - times[ahead - 1])
+        times = [now() for _ in batches]
+        return between(times[ahead - 1], times[ahead + steps - 1])
 
     return run
 
