@@ -100,3 +100,14 @@ def test_real_photos(shared):
         left, top = (image.width - side) // 2, (image.height - side) // 2
         expected = image.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BICUBIC)
         assert np.abs(pixels - (np.asarray(expected) / 127.5 - 1.0)).mean() < 0.02, file.name
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos3", "area", "nearest"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_operator_by_operator_equals_the_graph_bit_for_bit(resize, interpolation):
+    random = np.random.default_rng(0)
+    transform = ImageTransform(size=(20, 28), resize=resize, interpolation=interpolation)
+    traced = tf.function(transform.resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    for shape in ((64, 48, 3), (33, 97, 3), (7, 5, 3), (20, 40, 3)):
+        image = random.integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_array_equal(transform.resize(tf.constant(image)).numpy(), traced(image).numpy())
