@@ -34,7 +34,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError("cannot read the recipe", where=path, expected="a YAML file", found=found) from error
+        near = difflib.get_close_matches(path.name, [item.name for item in path.parent.glob("*.y*ml")], n=1)
+        fix = f"did you mean {path.with_name(near[0])}?" if near and not path.exists() else None
+        raise ConfigError("cannot read the recipe", where=path, expected="a YAML file", found=found, fix=fix) from error
     content = _parse(text, str(path))
     if quick:
         if not isinstance(content.get("quick") or {}, dict):
@@ -126,7 +128,7 @@ def _one_line(error: ValidationError, where: str) -> ConfigError:
     problems = error.errors()
     # An unknown key explains most of what else may look wrong.
     problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")
-    path = ".".join(str(part) for part in problem["loc"] if not _is_type_name(part))
+    path = _path(problem)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         near = nearest_path(path)
@@ -136,13 +138,51 @@ def _one_line(error: ValidationError, where: str) -> ConfigError:
         inner, _, rest = message.partition(": ")
         full = f"{path}.{inner}" if path else inner
         return ConfigError(f"impossible value [{where}: {full}]: {rest}{more}")
-    expected, found = problem["msg"][0].lower() + problem["msg"][1:], problem["input"]
-    expected = expected.removeprefix("input should be ")
-    fix = None
+    # The members of a union ("int" or "list of two") each complain of the same value.
+    same = [item for item in problems if _path(item) == path or _path(item).startswith(f"{path}.")]
+    expected = " or ".join(dict.fromkeys(_expected(item) for item in same if _path(item) == path))
+    more = f" (and {len(problems) - len(same)} more)" if len(problems) > len(same) else ""
+    found, fix = problem["input"], None
     if problem["type"] == "literal_error" and isinstance(found, str):
-        near_values = difflib.get_close_matches(found, [part.strip("' ") for part in expected.replace(" or ", ",").split(",")], n=1)
+        choices = [part.strip("' ") for part in expected.replace(" or ", ",").split(",")]
+        near_values = difflib.get_close_matches(found, choices, n=1)
         fix = f"did you mean {near_values[0]}?" if near_values else None
     return ConfigError("wrong value", where=f"{where}: {path}", expected=expected, found=repr(found), fix=(fix or "") + more or None)
+
+
+def _path(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_type_name(part))
+
+
+def _expected(problem: Any) -> str:
+    kind, limits = problem["type"], problem.get("ctx", {})
+    for start, words in _EXPECTED.items():
+        if kind.startswith(start):
+            return words.format(**limits)
+    message: str = problem["msg"]
+    return (message[:1].lower() + message[1:]).removeprefix("input should be ")
+
+
+_EXPECTED = {
+    "int_": "an integer",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_short": "text that is not empty",
+    "string_": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a section of keys and values",
+    "model_": "a section of keys and values",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "missing": "a value",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "finite_number": "a finite number",
+}
 
 
 def _is_type_name(part: int | str) -> bool:
@@ -163,11 +203,8 @@ def nearest_path(path: str) -> str | None:
     names = difflib.get_close_matches(last, [item.split(".")[-1] for item in siblings], n=1, cutoff=0.5)
     if names:
         return ".".join(filter(None, (path.rpartition(".")[0], names[0])))
-    near = difflib.get_close_matches(path, valid, n=1, cutoff=0.6)
-    if near:
-        return near[0]
     moved = [item for item in valid if item.split(".")[-1] == last]
-    return moved[0] if moved else None
+    return next(iter(moved or difflib.get_close_matches(path, valid, n=1, cutoff=0.6)), None)
 
 
 def _paths(section: type[BaseModel], prefix: str = "") -> list[str]:

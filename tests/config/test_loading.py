@@ -1,0 +1,182 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmfusion.config import dump_recipe, load_recipe, recipe_from_dict, save_recipe
+from mmfusion.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+SMALL = """
+name: small
+data: {image_size: 32}
+model: {image_encoder: {patch_size: 8, dim: 32, num_heads: 2}, text_encoder: {dim: 32, num_heads: 2}}
+fusion: {num_heads: 2}
+train: {epochs: 5}
+quick: {train: {epochs: 1}}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message.replace(str(path), "FILE")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_recipe_and_its_quick_variant_is_valid(path, quick):
+    recipe = load_recipe(path, quick=quick)
+    assert recipe.quick, "every recipe has a quick variant"
+    assert recipe.name == path.stem
+    assert recipe_from_dict(recipe.model_dump(mode="json")) == recipe
+
+
+def test_quick_shrinks_and_overrides_win(recipe_file):
+    assert load_recipe(recipe_file).train.epochs == 5
+    assert load_recipe(recipe_file, quick=True).train.epochs == 1
+    assert load_recipe(recipe_file, ["train.epochs=7"], quick=True).train.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("train.learning_rate=1e-3", lambda r: r.train.learning_rate == 1e-3),
+        ("data.image_size=[16,24]", lambda r: r.data.size == (16, 24)),
+        ("objective.captioning=null", lambda r: r.objective.captioning is None),
+        ("objective.captioning.label_smoothing=0.2", lambda r: r.objective.captioning.label_smoothing == 0.2),
+        ("model.heads=[contrastive,captioning]", lambda r: r.model.heads == ("contrastive", "captioning")),
+        ("train={epochs: 2, batch_size: 4}", lambda r: (r.train.epochs, r.train.batch_size) == (2, 4)),
+        ("data.path=photos=2.jsonl", lambda r: r.data.path == "photos=2.jsonl"),
+        ("data.augment.flip=false", lambda r: r.data.augment.flip is False),
+    ],
+)
+def test_overrides_reach_everything(recipe_file, override, read):
+    more = ["objective.matching=null"] if "heads" in override else []
+    assert read(load_recipe(recipe_file, [override, *more]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epocks=3", "unknown key [FILE: train.epocks]; did you mean train.epochs?"),
+        ("trian.epochs=3", "unknown key [FILE: trian]; did you mean train?"),
+        ("fusion.patch_size=3", "unknown key [FILE: fusion.patch_size]; did you mean model.image_encoder.patch_size?"),
+        ("train.epochs=three", "wrong value [FILE: train.epochs]: expected an integer, found 'three'"),
+        ("train.epochs=1.5", "wrong value [FILE: train.epochs]: expected an integer, found 1.5"),
+        ("train.tensorboard=maybe", "wrong value [FILE: train.tensorboard]: expected true or false, found 'maybe'"),
+        ("train.learning_rate=-1", "wrong value [FILE: train.learning_rate]: expected more than 0.0, found -1"),
+        ("data.image_size=abc", "wrong value [FILE: data.image_size]: expected an integer or a list, found 'abc'"),
+        ("data.augment=true", "wrong value [FILE: data.augment]: expected a section of keys and values, found True"),
+        ("data.languages=en", "wrong value [FILE: data.languages]: expected a list, found 'en'"),
+        (
+            "data.resize=squish",
+            "wrong value [FILE: data.resize]: expected 'squash', 'crop' or 'pad', found 'squish'; did you mean squash?",
+        ),
+        (
+            "model.image_encoder.num_heads=5",
+            "impossible value [FILE: model.image_encoder.num_heads]: expected a divisor of dim 32, found 5",
+        ),
+        (
+            "fusion.num_heads=5",
+            "impossible value [FILE: fusion.num_heads]: expected a divisor of model.text_encoder.dim 32, found 5",
+        ),
+        (
+            "model.image_encoder.patch_size=7",
+            "impossible value [FILE: model.image_encoder.patch_size]: expected a divisor of data.image_size [32, 32], found 7",
+        ),
+        (
+            "model.heads=[contrastive,captioning]",
+            "impossible value [FILE: objective.matching]: expected none, since model.heads lacks matching; "
+            "set objective.matching=null",
+        ),
+        (
+            "decoding.max_tokens=90",
+            "impossible value [FILE: decoding.max_tokens]: expected at most 31 (text.max_tokens - 1), found 90",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(recipe_file, override, message):
+    assert refused(recipe_file, override) == message
+
+
+def test_an_unknown_figure_names_the_known_ones(recipe_file):
+    message = refused(recipe_file, "train.monitor=val_rsm")
+    assert "train.monitor" in message and "val_rsum" in message and "found val_rsm" in message
+
+
+def test_a_figure_of_a_missing_head_is_refused(recipe_file):
+    overrides = ("model.heads=[contrastive]", "objective.matching=null", "objective.captioning=null", "train.monitor=val_cider_d")
+    assert "train.monitor" in refused(recipe_file, *overrides)
+
+
+def test_a_wrong_quick_variant_is_refused_at_once(recipe_file):
+    recipe_file.write_text(SMALL.replace("epochs: 1}", "epochs: none}"), encoding="utf-8")
+    assert "expected an integer, found 'none'" in refused(recipe_file)
+
+
+def test_an_override_that_is_none(recipe_file):
+    with pytest.raises(ConfigError, match=r"not an override \[train\]: expected section.key=value"):
+        load_recipe(recipe_file, ["train"])
+    with pytest.raises(ConfigError, match="unreadable value"):
+        load_recipe(recipe_file, ["train.epochs=[1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epochs: 1}\ntrain: {epochs: 2}\n", "a key stands twice [FILE, line 2]: found train; keep one of them"),
+        ("train: [1\n", "not YAML [FILE, line 2]"),
+        ("", "the recipe is empty [FILE]"),
+        ("- 1\n", "not a recipe [FILE]: expected sections such as data, model, train, found list"),
+    ],
+)
+def test_files_that_are_no_recipe(recipe_file, text, message):
+    recipe_file.write_text(text, encoding="utf-8")
+    assert refused(recipe_file).startswith(message)
+
+
+def test_a_missing_file_names_the_nearest(recipe_file):
+    with pytest.raises(ConfigError, match=r"No such file.*did you mean .*small\.yaml\?"):
+        load_recipe(recipe_file.with_name("smal.yaml"))
+
+
+def test_searched_paths_must_exist(recipe_file):
+    tune = "tune={tuner: random, max_trials: 2, space: {train.learning_rat: {min: 0.001, max: 0.01}}}"
+    assert "tune.space.train.learning_rat]; did you mean train.learning_rate?" in refused(recipe_file, tune)
+
+
+def test_what_is_written_is_read_back(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["train.learning_rate=3e-5", "data.image_size=[16,24]"])
+    save_recipe(recipe, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert "3.0e-05" in dump_recipe(recipe) or "3e-05" in dump_recipe(recipe)
+
+
+def test_recipes_are_frozen(recipe_file):
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(recipe_file).train.epochs = 3
+
+
+def test_reading_a_recipe_needs_no_tensorflow():
+    code = (
+        "import sys; from mmfusion.config import load_recipe; "
+        f"load_recipe({str(CONFIGS[0])!r}); "
+        "print([name for name in ('tensorflow', 'keras', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
