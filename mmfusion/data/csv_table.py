@@ -20,7 +20,7 @@ def read_csv(path: str | Path) -> Source:
     comma.
 
     Args:
-        path: The file.
+        path: The file, or a folder with a ``captions.csv``.
 
     Returns:
         The source. Rows with too few values or broken text are in its `bad_rows`.
@@ -36,6 +36,8 @@ def read_csv(path: str | Path) -> Source:
         ('a dog', 'a brown, old dog')
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "captions.csv"
     builder = SourceBuilder(str(path))
     try:
         # Undecodable bytes become lone surrogates, which the check of each caption finds.
@@ -45,7 +47,7 @@ def read_csv(path: str | Path) -> Source:
             _add_rows(builder, path, csv.reader(file, delimiter="\t" if "\t" in header else ","))
     except OSError as error:
         raise DataError(
-            "cannot read the data", where=path, found=error.strerror, fix="set data.path to a CSV file"
+            "cannot read the data", where=path, found=error.strerror, fix="set data.path to a CSV file, or to a folder with a captions.csv"
         ) from error
     return builder.build()
 

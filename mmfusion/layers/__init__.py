@@ -1,6 +1,7 @@
 """Attention and transformer blocks; `keras.ops` only, so they run on every Keras backend."""
 
-from mmfusion.layers.attention import KERNELS, Attention, AttentionOutput
+from mmfusion.layers.attention import KERNELS, Attention
+from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.attention_pooling import AttentionPooling
 from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward

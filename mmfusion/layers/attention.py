@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.cache import ContextCache, KeyValueCache
-from mmfusion.layers.kernels import attention_weights, chunked_attention
-from mmfusion.layers.masks import combine_masks
+from mmfusion.layers.checks import check_rate, check_tokens, check_width, checked_mask, refuse
+from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention
+from mmfusion.layers.masks import AttentionMask, causal_last, length_of, real_keys, real_queries, without_masked
 from mmfusion.layers.rotary import apply_rotary
 
 KERNELS = ("exact", "chunked")
-
-
-class AttentionOutput(NamedTuple):
-    """What attention returns when scores or a cache are asked for.
-
-    Attributes:
-        output: ``float[B, T, D]``.
-        scores: ``float32[B, H, T, S]``, each row summing to 1 (or 0 where nothing could be attended to), or None.
-        cache: The advanced cache, or None.
-    """
-
-    output: KerasTensor
-    scores: KerasTensor | None
-    cache: KeyValueCache | ContextCache | None
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class Attention(keras.layers.Layer):
     """Multi-head scaled dot-product attention, to itself or to a context.
 
-    ``output = W_o · concat_h(softmax(Q_h K_hᵀ / √d) V_h)`` with ``Q = W_q query`` and ``K, V = W_k, W_v (context or query)``. Softmax is
-    computed in float32. What is behind a mask never matters, NaN included; a query with nothing to attend to gives exact zeros.
+    ``output = W_o · concat_h(softmax(Q_h K_hᵀ / √d) V_h)`` with ``Q = W_q query`` and ``K, V = W_k, W_v (context or query)``.
+    Softmax is computed in float32. A key that no query may attend to never matters, NaN included, in value and gradient; a query
+    with nothing to attend to gives exact zeros.
 
     Args:
         num_heads: Query heads, H.
         head_dim: Width of a head, d. Default: the query's width over H.
         num_key_value_heads: Key and value heads, a divisor of H; fewer than H is grouped-query attention, 1 is
             multi-query. Default H.
-        kernel: ``"exact"`` computes all scores at once; ``"chunked"`` streams over keys in memory linear in the sequence and equals
-            ``"exact"`` to rounding, in value and gradient. Default ``"exact"``.
+        kernel: ``"exact"`` computes all scores at once; ``"chunked"`` streams over keys in memory linear in the sequence and
+            equals ``"exact"`` to rounding, in value and gradient. Default ``"exact"``.
         chunk_size: Keys at a time of ``"chunked"``. Default 512.
         use_bias: Whether the projections have biases. Default True.
         query_key_norm: Whether queries and keys are normalised to unit root mean square with a learned gain, head by head, which
@@ -58,11 +47,12 @@ class Attention(keras.layers.Layer):
     Call arguments:
         query: ``float[B, T, D]``.
         context: ``float[B, S, Dc]``; None attends to the query itself.
-        context_mask: ``bool[B, S]``, ``True`` = real token, or ``bool[B, T, S]`` for any pattern; of the query itself where there is
-            no context.
+        context_mask: ``bool[B, S]``, ``True`` = real token, or ``bool[B, T, S]`` for any pattern; an axis of 1 broadcasts. Of the
+            query itself where there is no context; with a `KeyValueCache` over its L places, ``bool[B, L]`` or ``bool[B, T, L]``.
+            Default: all real, or the query's own Keras mask in self-attention.
         causal: Whether query t sees keys up to t + S - T alone. Default False.
-        cache: A `KeyValueCache`: the query's keys and values are appended and what is filled is attended to, causally. A
-            `ContextCache`: its keys and values stand for the context. Room in the cache must suffice.
+        cache: A `KeyValueCache`: the query's keys and values are appended and what is filled is attended to, causally; room must
+            suffice, past its end the last places are overwritten. A `ContextCache`: its keys and values stand for the context.
         return_scores: Whether to return the scores. They never change the output. Default False.
         training: Whether dropout is active.
 
@@ -70,7 +60,8 @@ class Attention(keras.layers.Layer):
         ``float[B, T, output_dim]``, or an `AttentionOutput` if `cache` or `return_scores` was given.
 
     Raises:
-        ConfigError: If the heads do not divide, a kernel is unknown, or dropout meets a kernel other than ``"exact"``.
+        ConfigError: If the heads do not divide, a kernel is unknown, dropout meets a kernel other than ``"exact"``, or rank,
+            width or dtype of query, context or mask is wrong.
 
     Example:
         >>> import numpy as np
@@ -120,18 +111,18 @@ class Attention(keras.layers.Layer):
 
     def _check(self) -> None:
         if self.num_heads < 1 or self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
-            raise ConfigError(
-                "impossible head counts",
-                where=self.name,
-                expected="num_heads a positive multiple of num_key_value_heads",
-                found=f"{self.num_heads} and {self.num_key_value_heads}",
-            )
+            expected = "num_heads a positive multiple of num_key_value_heads"
+            found = f"{self.num_heads} and {self.num_key_value_heads}"
+            refuse("impossible head counts", where=self.name, expected=expected, found=found)
         if self.kernel not in KERNELS:
-            raise ConfigError("unknown kernel", where=self.name, expected=" or ".join(KERNELS), found=repr(self.kernel))
-        if self.chunk_size < 1:
-            raise ConfigError("impossible chunk size", where=self.name, expected="at least 1", found=self.chunk_size)
+            refuse("unknown kernel", where=self.name, expected=" or ".join(KERNELS), found=repr(self.kernel))
+        for name in ("chunk_size", "head_dim", "output_dim"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                refuse(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+        check_rate(self.dropout, "dropout", self.name)
         if self.dropout and self.kernel != "exact":
-            raise ConfigError(
+            refuse(
                 "attention weights are not kept by this kernel, so they cannot be dropped",
                 where=self.name,
                 expected="dropout=0",
@@ -141,10 +132,10 @@ class Attention(keras.layers.Layer):
 
     def build(self, query_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None) -> None:
         """Builds the projections for the widths of query and context."""
-        dim = query_shape[-1]
-        context_dim = dim if context_shape is None else context_shape[-1]
+        dim = check_width(query_shape, "query", self.name)
+        context_dim = dim if context_shape is None else check_width(context_shape, "context", self.name)
         if self.head_dim is None and dim % self.num_heads:
-            raise ConfigError(
+            refuse(
                 "the heads do not divide the width",
                 where=self.name,
                 expected=f"num_heads that divides {dim}, or a head_dim",
@@ -152,8 +143,8 @@ class Attention(keras.layers.Layer):
             )
         width = self.head_dim or dim // self.num_heads
         if self.rotary and width % 2:
-            raise ConfigError("rotary positions need an even head width", where=self.name, found=width)
-        self._width = width
+            refuse("rotary positions need an even head width", where=self.name, found=width)
+        self._width, self._query_dim, self._context_dim = width, dim, context_dim
         self.query_projection = self._projection("query", dim, self.num_heads * width)
         self.key_projection = self._projection("key", context_dim, self.num_key_value_heads * width)
         self.value_projection = self._projection("value", context_dim, self.num_key_value_heads * width)
@@ -172,17 +163,24 @@ class Attention(keras.layers.Layer):
 
     def init_cache(self, batch_size: int | KerasTensor, max_length: int, dtype: str | None = None) -> KeyValueCache:
         """An empty cache of self-attention with room for `max_length` tokens; the layer must be built."""
+        if not self.built:
+            refuse("a cache needs a layer that is built", where=self.name, fix="call build, or the layer itself, first")
         shape = (batch_size, max_length, self.num_key_value_heads, self._width)
         dtype = dtype or self.compute_dtype
         return KeyValueCache(ops.zeros(shape, dtype), ops.zeros(shape, dtype), ops.convert_to_tensor(0, "int32"))
 
     def project_context(self, context: KerasTensor, context_mask: KerasTensor | None = None) -> ContextCache:
-        """Keys and values of a context, computed once for many queries."""
+        """Keys and values of a context, computed once for many queries; context and mask are those of the call."""
+        check_tokens(context, "context", self.name, self._context_dim)
+        mask = checked_mask(context_mask, "context_mask", self.name, (context.shape[0], None), context.shape[1])
+        return self._context(context, mask)
+
+    def _context(self, context: KerasTensor, context_mask: KerasTensor | None) -> ContextCache:
+        # Before the projection: the gradient of its weights multiplies by the context, wherever the mask is False.
+        context = without_masked(context, real_keys(context_mask))
         key = self._heads(self.key_projection(context), self.num_key_value_heads)
         value = self._heads(self.value_projection(context), self.num_key_value_heads)
-        if self.query_key_norm:
-            key = self.key_norm(key)
-        return ContextCache(key, value, context_mask)
+        return ContextCache(self.key_norm(key) if self.query_key_norm else key, value, context_mask)
 
     def call(
         self,
@@ -195,65 +193,94 @@ class Attention(keras.layers.Layer):
         training: bool | None = None,
     ) -> KerasTensor | AttentionOutput:
         """Attends; see the class."""
-        queries = self._heads(self.query_projection(query), self.num_heads)
-        if self.query_key_norm:
-            queries = self.query_norm(queries)
+        check_tokens(query, "query", self.name, self._query_dim)
         if isinstance(cache, KeyValueCache):
-            queries, key, value, mask, cache = self._append(query, queries, cache)
+            if context is not None:
+                refuse("a context meets a cache of self-attention", where=self.name, expected="a ContextCache or no cache")
+            queries, key, value, mask, cache = self._append(query, context_mask, cache)
         else:
-            if isinstance(cache, ContextCache):
-                key, value, context_mask = cache
-            else:
-                key, value, _ = self.project_context(query if context is None else context)
-            if self.rotary and context is None and cache is None:
-                positions = ops.arange(_length(queries))
-                queries, key = (apply_rotary(x, positions, self.rotary_base) for x in (queries, key))
-            mask = combine_masks(
-                context_mask, causal=causal, query_length=_length(queries), key_length=_length(key)
-            )
-            value = _without_masked(value, context_mask)
+            queries, key, value, mask = self._project(query, context, context_mask, causal, cache)
         output, scores = self._attend(queries, key, value, mask, return_scores, training)
         output = self.output_projection(output)
-        if mask is not None:
+        sees_any = mask.sees_any(length_of(key))
+        if sees_any is not None:
             # Zeros where there was nothing to attend to, the projection's bias included.
-            something = ops.any(mask, axis=-1)[:, 0, :, None]
-            output = ops.where(something, output, ops.zeros_like(output))
+            output = ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
         if cache is None and not return_scores:
             return output
         return AttentionOutput(output, scores, cache)
 
-    def _append(self, query: KerasTensor, queries: KerasTensor, cache: KeyValueCache) -> tuple[Any, ...]:
-        count = _length(query)
-        key, value, _ = self.project_context(query)
-        positions = cache.position + ops.arange(count)
+    def _project(
+        self,
+        query: KerasTensor,
+        context: KerasTensor | None,
+        context_mask: KerasTensor | None,
+        causal: bool,
+        cache: ContextCache | None,
+    ) -> tuple[KerasTensor, KerasTensor, KerasTensor, AttentionMask]:
+        itself = context is None and cache is None
+        context = query if context is None else context
+        check_tokens(context, "context", self.name, self._context_dim if cache is None else None)
+        if itself:
+            context_mask = getattr(query, "_keras_mask", None) if context_mask is None else context_mask
+        rows, length = (context if cache is None else cache.key).shape[:2]
+        if None not in (rows, query.shape[0]) and rows != query.shape[0]:
+            refuse("query and context differ in batch size", where=self.name, expected=query.shape[0], found=rows)
+        context_mask = checked_mask(context_mask, "context_mask", self.name, query.shape, length)
+        if cache is None:
+            key, value, _ = self._context(context, context_mask)
+            masks = [context_mask]
+        else:
+            key, value = (without_masked(x, real_keys(context_mask)) for x in (cache.key, cache.value))
+            masks = [context_mask, cache.mask]
+        queries = self._queries(without_masked(query, real_queries(context_mask)) if itself else query)
+        if self.rotary and itself:
+            positions = ops.arange(length_of(queries))
+            queries, key = (apply_rotary(x, positions, self.rotary_base) for x in (queries, key))
+        last = causal_last(length_of(queries), length_of(key)) if causal else None
+        return queries, key, value, AttentionMask.of(*masks, last=last)
+
+    def _append(
+        self, query: KerasTensor, mask: KerasTensor | None, cache: KeyValueCache
+    ) -> tuple[KerasTensor, KerasTensor, KerasTensor, AttentionMask, KeyValueCache]:
+        room, found = tuple(cache.key.shape[:2]), tuple(query.shape[:2])
+        if None not in (*room, *found) and (room[0] != found[0] or room[1] < found[1]):
+            expected = f"{room[0]} rows of at most {room[1]} tokens"
+            refuse("the query does not fit the cache", where=self.name, expected=expected, found=list(found))
+        mask = checked_mask(mask, "context_mask", self.name, found, room[1])
+        queries, (key, value, _) = self._queries(query), self._context(query, None)
+        positions = cache.position + ops.arange(length_of(query), dtype="int32")
         if self.rotary:
             queries, key = (apply_rotary(x, positions, self.rotary_base) for x in (queries, key))
         start = [0, cache.position, 0, 0]
         key = ops.slice_update(cache.key, start, ops.cast(key, cache.key.dtype))
         value = ops.slice_update(cache.value, start, ops.cast(value, cache.value.dtype))
-        mask = (ops.arange(_length(key))[None, :] <= positions[:, None])[None, None]
-        cache = KeyValueCache(key, value, cache.position + count)
-        return queries, ops.cast(key, queries.dtype), ops.cast(value, queries.dtype), mask, cache
+        cache = KeyValueCache(key, value, cache.position + length_of(query))
+        key, value = (without_masked(ops.cast(x, queries.dtype), real_keys(mask)) for x in (key, value))
+        return queries, key, value, AttentionMask.of(mask, last=positions), cache
+
+    def _queries(self, query: KerasTensor) -> KerasTensor:
+        queries = self._heads(self.query_projection(query), self.num_heads)
+        return self.query_norm(queries) if self.query_key_norm else queries
 
     def _attend(
         self,
         query: KerasTensor,
         key: KerasTensor,
         value: KerasTensor,
-        mask: KerasTensor | None,
+        mask: AttentionMask,
         return_scores: bool,
         training: bool | None,
     ) -> tuple[KerasTensor, KerasTensor | None]:
         query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
         if self.num_key_value_heads != self.num_heads:
             key, value = (ops.repeat(x, self.num_heads // self.num_key_value_heads, axis=1) for x in (key, value))
-        scores = None
         if self.kernel == "chunked":
             output = chunked_attention(query, key, value, mask, self.chunk_size)
             scores = attention_weights(query, key, mask) if return_scores else None
         else:
-            scores = attention_weights(query, key, mask)
-            output = ops.matmul(self.dropout_layer(ops.cast(scores, value.dtype), training=training), value)
+            drop = functools.partial(self.dropout_layer, training=training)
+            output, scores = exact_attention(query, key, value, mask, drop)
         output = ops.transpose(output, (0, 2, 1, 3))
         shape = ops.shape(output)
         return ops.reshape(output, (shape[0], shape[1], self.num_heads * self._width)), scores if return_scores else None
@@ -269,16 +296,3 @@ class Attention(keras.layers.Layer):
             "rotary_base", "dropout", "output_dim", "seed",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _length(x: KerasTensor) -> int | KerasTensor:
-    return x.shape[1] if x.shape[1] is not None else ops.shape(x)[1]
-
-
-def _without_masked(value: KerasTensor, mask: KerasTensor | None) -> KerasTensor:
-    # A weight of exactly 0 times NaN is NaN: what stands in the padding must not even be multiplied.
-    if mask is None:
-        return value
-    mask = ops.cast(mask, "bool")
-    real = mask if len(mask.shape) == 2 else ops.any(mask, axis=1)
-    return ops.where(real[:, :, None, None], value, ops.zeros_like(value))

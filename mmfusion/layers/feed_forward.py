@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+from mmfusion.layers.checks import check_rate, check_tokens, check_width, refuse
+
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class FeedForward(keras.layers.Layer):
@@ -25,6 +27,9 @@ class FeedForward(keras.layers.Layer):
     Returns:
         ``float[B, N, D]``.
 
+    Raises:
+        ConfigError: If a constructor argument is impossible, or rank, width or dtype of the tokens is wrong.
+
     Example:
         >>> import numpy as np
         >>> from mmfusion.layers import FeedForward
@@ -40,18 +45,23 @@ class FeedForward(keras.layers.Layer):
         self.activation = activation
         self.dropout = dropout
         self.supports_masking = True
+        check_rate(dropout, "dropout", self.name)
+        if hidden_dim < 1:
+            refuse("impossible hidden_dim", where=self.name, expected="at least 1", found=hidden_dim)
         self.hidden = keras.layers.Dense(hidden_dim, activation=activation, dtype=self.dtype_policy, name="hidden")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         """Builds both projections for the width of the tokens."""
-        self.output_dense = keras.layers.Dense(tokens_shape[-1], dtype=self.dtype_policy, name="output")
-        self.hidden.build((None, tokens_shape[-1]))
+        self._dim = check_width(tokens_shape, "tokens", self.name)
+        self.output_dense = keras.layers.Dense(self._dim, dtype=self.dtype_policy, name="output")
+        self.hidden.build((None, self._dim))
         self.output_dense.build((None, self.hidden_dim))
         self.built = True
 
     def call(self, tokens: KerasTensor, training: bool | None = None) -> KerasTensor:
         """Applies it; see the class."""
+        check_tokens(tokens, "tokens", self.name, self._dim)
         return self.output_dense(self.dropout_layer(self.hidden(tokens), training=training))
 
     def get_config(self) -> dict[str, Any]:

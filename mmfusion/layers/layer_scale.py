@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+from mmfusion.layers.checks import check_tokens, check_width
+
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class LayerScale(keras.layers.Layer):
@@ -21,6 +23,9 @@ class LayerScale(keras.layers.Layer):
 
     Returns:
         ``float[B, N, D]``.
+
+    Raises:
+        ConfigError: If rank, width or dtype of the branch is wrong.
 
     Example:
         >>> import numpy as np
@@ -38,13 +43,15 @@ class LayerScale(keras.layers.Layer):
 
     def build(self, branch_shape: Sequence[int | None]) -> None:
         """Builds the gain for the width of the branch."""
+        self._dim = check_width(branch_shape, "branch", self.name)
         self.gain = self.add_weight(
-            shape=(branch_shape[-1],), initializer=keras.initializers.Constant(self.initial), name="gain"
+            shape=(self._dim,), initializer=keras.initializers.Constant(self.initial), name="gain"
         )
         self.built = True
 
     def call(self, branch: KerasTensor) -> KerasTensor:
         """Scales; see the class."""
+        check_tokens(branch, "branch", self.name, self._dim)
         return branch * self.gain
 
     def get_config(self) -> dict[str, Any]:

@@ -1,35 +1,117 @@
-"""Masks: which keys a query may attend to."""
+"""Masks: which keys a query may attend to, kept in parts so that no ``T · S`` matrix is needed."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from keras import KerasTensor, ops
 
 
-def combine_masks(
-    context_mask: KerasTensor | None, *, causal: bool, query_length: int | KerasTensor, key_length: int | KerasTensor
-) -> KerasTensor | None:
-    """One mask of a key mask and causality.
+class AttentionMask(NamedTuple):
+    """What query t may attend to: ``keys[s] and pattern[t, s] and s <= last[t]``.
 
-    Args:
-        context_mask: ``bool[B, S]`` or ``bool[B, T, S]``, ``True`` = may be attended to; None allows all.
-        causal: Whether query t sees keys up to t + S - T alone.
-        query_length: T.
-        key_length: S.
+    A kernel asks for the keys that it works on; only a kernel that holds all scores at once asks for all of them.
 
-    Returns:
-        ``bool[B or 1, 1, 1 or T, S]``, or None if everything is allowed.
+    Attributes:
+        keys: ``bool[B or 1, S or 1]``, ``True`` = may be attended to by every query; None allows all keys.
+        pattern: ``bool[B or 1, T, S or 1]``, where queries differ; None allows all.
+        last: ``int32[T]``, the last key that each query sees; None lets it see all.
 
     Example:
-        >>> from mmfusion.layers.masks import combine_masks
-        >>> combine_masks(None, causal=True, query_length=2, key_length=2).numpy()[0, 0].tolist()
+        >>> import numpy as np
+        >>> from mmfusion.layers.masks import AttentionMask, causal_last
+        >>> mask = AttentionMask(last=causal_last(2, 2))
+        >>> mask.allowed(np.arange(2)).numpy()[0, 0].tolist()
         [[True, False], [True, True]]
+        >>> AttentionMask(keys=np.array([[False, True]]), last=causal_last(2, 2)).sees_any(2).numpy().tolist()
+        [[False, True]]
     """
-    mask = None
-    if context_mask is not None:
-        context_mask = ops.cast(context_mask, "bool")
-        mask = context_mask[:, None, None, :] if len(context_mask.shape) == 2 else context_mask[:, None, :, :]
-    if causal:
-        rows = ops.arange(query_length)[:, None] + (key_length - query_length)
-        lower = (ops.arange(key_length)[None, :] <= rows)[None, None]
-        mask = lower if mask is None else ops.logical_and(mask, lower)
-    return mask
+
+    keys: KerasTensor | None = None
+    pattern: KerasTensor | None = None
+    last: KerasTensor | None = None
+
+    @classmethod
+    def of(cls, *masks: KerasTensor | None, last: KerasTensor | None = None) -> AttentionMask:
+        """What all of several masks allow, each ``bool[B, S]``, ``bool[B, T, S]`` or None, up to the last key of each query."""
+        keys = pattern = None
+        for mask in masks:
+            if mask is None:
+                continue
+            if len(mask.shape) == 3 and mask.shape[1] != 1:
+                pattern = both(pattern, mask)
+            else:
+                keys = both(keys, mask if len(mask.shape) == 2 else mask[:, 0])
+        return cls(keys, pattern, last)
+
+    def allowed(self, places: KerasTensor) -> KerasTensor | None:
+        """The mask of the keys at `places`, ``int32[C]``: ``bool[B or 1, 1, T or 1, C or 1]``, or None if all are allowed."""
+        result = None
+        if self.keys is not None:
+            result = _at(self.keys, places)[:, None, None, :]
+        if self.pattern is not None:
+            result = both(result, _at(self.pattern, places)[:, None])
+        if self.last is not None:
+            result = both(result, (places[None, :] <= self.last[:, None])[None, None])
+        return result
+
+    def sees_any(self, key_length: int | KerasTensor) -> KerasTensor | None:
+        """Whether a query sees any of the S keys: ``bool[B or 1, T or 1]``, or None if every query does."""
+        if self.pattern is not None:
+            return ops.any(self.allowed(ops.arange(key_length, dtype="int32")), axis=-1)[:, 0]
+        if self.keys is None:
+            return None if self.last is None else (self.last >= 0)[None]
+        some = ops.any(self.keys, axis=-1)[:, None]
+        if self.last is None:
+            return some
+        # The first real key decides, so causality needs no T · S matrix here either.
+        first = ops.cast(ops.argmax(ops.cast(self.keys, "int32"), axis=-1), "int32")
+        return ops.logical_and(some, first[:, None] <= self.last[None])
+
+
+def causal_last(query_length: int | KerasTensor, key_length: int | KerasTensor) -> KerasTensor:
+    """The last key that each of T causal queries sees, ``t + S - T``: ``int32[T]``."""
+    return ops.arange(query_length, dtype="int32") + (key_length - query_length)
+
+
+def both(first: KerasTensor | None, second: KerasTensor | None) -> KerasTensor | None:
+    """What two masks of one rank allow, where None allows everything."""
+    if first is None or second is None:
+        return second if first is None else first
+    return ops.logical_and(first, second)
+
+
+def real_keys(mask: KerasTensor | None) -> KerasTensor | None:
+    """Keys that any query may attend to: of ``bool[B, S]`` or ``bool[B, T, S]``, ``bool[B, S]``."""
+    return mask if mask is None or len(mask.shape) == 2 else ops.any(mask, axis=1)
+
+
+def real_queries(mask: KerasTensor | None) -> KerasTensor | None:
+    """Tokens of self-attention that ask for anything: of ``bool[B, S]`` the real ones, of ``bool[B, T, S]`` those with a key."""
+    return mask if mask is None or len(mask.shape) == 2 else ops.any(mask, axis=2)
+
+
+def without_masked(x: KerasTensor, real: KerasTensor | None) -> KerasTensor:
+    """Zeros where `real`, ``bool[B, N]``, is False, in ``float[B, N, ...]``.
+
+    A weight of exactly 0 times NaN is NaN, forward and in the gradient: what stands in the padding must not even be multiplied.
+    """
+    if real is None:
+        return x
+    return ops.where(ops.reshape(real, (*_sizes(real), *[1] * (len(x.shape) - 2))), x, ops.zeros_like(x))
+
+
+def length_of(x: KerasTensor, axis: int = 1) -> int | KerasTensor:
+    """The size of an axis: a number where it is known, else a tensor."""
+    return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
+
+
+def _sizes(x: KerasTensor) -> tuple[int | KerasTensor, ...]:
+    return tuple(length_of(x, axis) for axis in range(len(x.shape)))
+
+
+def _at(mask: KerasTensor, places: KerasTensor) -> KerasTensor:
+    # A key axis of 1 speaks for all keys. Places past the end are the caller's to mask; clamping spares a padded copy.
+    if mask.shape[-1] == 1:
+        return mask
+    return ops.take(mask, ops.minimum(places, length_of(mask, -1) - 1), axis=-1)

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.layers.checks import refuse
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into squares, projects each linearly and adds a learned position.
+    """Cuts images into squares, projects each linearly and adds a learned position: ``W · patch_p + b + position_p``.
 
     Args:
         patch_size: Side of a square in pixels.
@@ -26,7 +26,8 @@ class PatchEmbedding(keras.layers.Layer):
         ``float[B, P, D]``, row-major over `grid`.
 
     Raises:
-        ConfigError: If the images are no multiple of the patch size, or have no fixed size when the layer is built.
+        ConfigError: If the images are no multiple of the patch size, have no fixed size when the layer is built, have another
+            size than it was built for, or are not ``float[B, H, W, channels]``.
 
     Example:
         >>> import numpy as np
@@ -43,20 +44,15 @@ class PatchEmbedding(keras.layers.Layer):
         self.patch_size = patch_size
         self.dim = dim
         self.grid: tuple[int, int] = (0, 0)
+        if patch_size < 1 or dim < 1:
+            refuse("impossible sizes", where=self.name, expected="patch_size and dim at least 1", found=f"{patch_size} and {dim}")
         self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
 
     def build(self, images_shape: Sequence[int | None]) -> None:
         """Builds the projection and the positions of the grid."""
-        _, height, width, channels = images_shape
-        if height is None or width is None or height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                "the patches do not fill the images",
-                where=self.name,
-                expected=f"a fixed height and width, multiples of {self.patch_size}",
-                found=f"{height} x {width}",
-            )
-        self.grid = (height // self.patch_size, width // self.patch_size)
-        self.projection.build((None, self.patch_size * self.patch_size * channels))
+        self.grid = self._grid_of(images_shape)
+        self._image_shape = tuple(int(size) for size in images_shape[1:] if size)
+        self.projection.build((None, self.patch_size * self.patch_size * self._image_shape[-1]))
         self.position = self.add_weight(
             shape=(self.grid[0] * self.grid[1], self.dim),
             initializer=keras.initializers.TruncatedNormal(stddev=0.02),
@@ -66,15 +62,42 @@ class PatchEmbedding(keras.layers.Layer):
 
     def call(self, images: KerasTensor) -> KerasTensor:
         """Embeds the patches; see the class."""
-        (rows, columns), side = self.grid, self.patch_size
-        patches = ops.reshape(images, (-1, rows, side, columns, side, images.shape[-1]))
+        found = tuple(images.shape[1:])
+        if len(found) != 3 or any(a is not None and a != b for a, b in zip(found, self._image_shape, strict=True)):
+            refuse(
+                "images of another size than the layer was built for",
+                where=self.name,
+                expected=["batch", *self._image_shape],
+                found=list(images.shape),
+                fix="resize the images",
+            )
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if "float" not in dtype:
+            fix = "cast and scale the images first"
+            refuse("images have a wrong dtype", where=self.name, expected="floating point numbers", found=dtype, fix=fix)
+        (rows, columns), side, batch = self.grid, self.patch_size, ops.shape(images)[0]
+        channels = self._image_shape[-1]
+        patches = ops.reshape(images, (batch, rows, side, columns, side, channels))
         patches = ops.transpose(patches, (0, 1, 3, 2, 4, 5))
-        patches = ops.reshape(patches, (-1, rows * columns, side * side * images.shape[-1]))
+        patches = ops.reshape(patches, (batch, rows * columns, side * side * channels))
         return self.projection(patches) + self.position
 
     def compute_output_shape(self, images_shape: Sequence[int | None]) -> tuple[int | None, int, int]:
         """``[B, P, D]``."""
-        return images_shape[0], (images_shape[1] // self.patch_size) * (images_shape[2] // self.patch_size), self.dim
+        rows, columns = self._grid_of(images_shape)
+        return images_shape[0], rows * columns, self.dim
+
+    def _grid_of(self, shape: Sequence[int | None]) -> tuple[int, int]:
+        side = self.patch_size
+        height, width, channels = tuple(shape[1:]) if len(shape) == 4 else (None, None, None)
+        if not height or not width or not channels or height % side or width % side:
+            refuse(
+                "the patches do not fill the images",
+                where=self.name,
+                expected=f"[batch, height, width, channels] with a fixed height and width, multiples of {side}",
+                found=list(shape),
+            )
+        return height // side, width // side
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -8,8 +8,8 @@ from keras import KerasTensor, ops
 def apply_rotary(x: KerasTensor, positions: KerasTensor, base: float = 10000.0) -> KerasTensor:
     """Rotates pairs of features by an angle that grows with the position.
 
-    Features i and i + d/2 turn by ``position · base^(-2i/d)``, so that the product of a query and a key depends on the distance of
-    their positions alone.
+    Features i and i + d/2 turn by ``position · base^(-2i/d)``, so that the product of a query and a key depends on the
+    distance of their positions alone.
 
     Args:
         x: ``float[B, T, H, d]``, d even.

@@ -8,6 +8,9 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.layers.checks import check_tokens, refuse
+from mmfusion.layers.masks import length_of
+
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class TokenEmbedding(keras.layers.Layer):
@@ -25,6 +28,9 @@ class TokenEmbedding(keras.layers.Layer):
     Returns:
         ``float[B, T, D]``.
 
+    Raises:
+        ConfigError: If the ids are not ``int[B, T]`` or T is more than `max_length`.
+
     Example:
         >>> import numpy as np
         >>> from mmfusion.layers import TokenEmbedding
@@ -41,6 +47,9 @@ class TokenEmbedding(keras.layers.Layer):
         self.vocabulary_size = vocabulary_size
         self.dim = dim
         self.max_length = max_length
+        if min(vocabulary_size, dim, max_length) < 1:
+            found = f"vocabulary_size={vocabulary_size}, dim={dim}, max_length={max_length}"
+            refuse("impossible sizes", where=self.name, expected="all at least 1", found=found)
 
     def build(self, token_ids_shape: Sequence[int | None] | None = None) -> None:
         """Builds embedding, positions and the bias of the output layer."""
@@ -57,12 +66,28 @@ class TokenEmbedding(keras.layers.Layer):
 
     def call(self, token_ids: KerasTensor, offset: int | KerasTensor = 0) -> KerasTensor:
         """Embeds the tokens; see the class."""
-        length = token_ids.shape[1] if token_ids.shape[1] is not None else ops.shape(token_ids)[1]
-        position = ops.take(self.position, ops.arange(length) + offset, axis=0)
+        self._check(token_ids)
+        position = ops.take(self.position, ops.arange(length_of(token_ids), dtype="int32") + offset, axis=0)
         return ops.take(self.embedding, token_ids, axis=0) + position
+
+    def _check(self, token_ids: KerasTensor) -> None:
+        dtype = keras.backend.standardize_dtype(token_ids.dtype)
+        if "int" not in dtype:
+            refuse("token_ids have a wrong dtype", where=self.name, expected="whole numbers", found=dtype)
+        shape = tuple(token_ids.shape)
+        if len(shape) != 2 or (shape[1] or 0) > self.max_length:
+            refuse(
+                "token_ids do not fit",
+                where=self.name,
+                expected=f"[batch, tokens] with at most {self.max_length} tokens",
+                found=list(shape),
+                fix="cut the texts, or raise max_length",
+            )
 
     def logits(self, tokens: KerasTensor) -> KerasTensor:
         """Scores of all ids: ``float[B, T, D]`` to ``float[B, T, V]``, ``tokens · embeddingᵀ + bias``."""
+        tokens = ops.convert_to_tensor(tokens)
+        check_tokens(tokens, "tokens", self.name, self.dim)
         embedding, bias = (ops.cast(weight, tokens.dtype) for weight in (self.embedding, self.output_bias))
         return ops.matmul(tokens, ops.transpose(embedding)) + bias
 

@@ -10,8 +10,10 @@ from keras import KerasTensor
 
 from mmfusion.layers.attention import Attention
 from mmfusion.layers.cache import BlockCache
+from mmfusion.layers.checks import check_tokens, check_width, checked_mask, refuse
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.masks import real_queries, without_masked
 from mmfusion.layers.stochastic_depth import StochasticDepth
 
 
@@ -53,9 +55,11 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         tokens: ``float[B, N, D]``.
-        mask: ``bool[B, N]`` (or ``bool[B, N, N]``), ``True`` = real token.
-        context: ``float[B, S, Dc]``; with a cache None.
-        context_mask: ``bool[B, S]``, ``True`` = real token.
+        mask: ``bool[B, N]`` (or ``bool[B, N, N]``), ``True`` = real token; with a cache over its L places,
+            ``bool[B, L]``. Default: all real, or the tokens' own Keras mask.
+        context: ``float[B, S, Dc]``, for cross-attention alone; with a cache, the cache's counts.
+        context_mask: ``bool[B, S]`` (or ``bool[B, N, S]``), ``True`` = real token. Default: all real, or the context's own
+            Keras mask.
         causal: Whether a token sees itself and what precedes it alone. Default False.
         cache: A `BlockCache` from `init_cache`.
         return_scores: Whether to return attention scores. Default False.
@@ -63,6 +67,10 @@ class TransformerBlock(keras.layers.Layer):
 
     Returns:
         ``float[B, N, D]``, or a `BlockOutput` if `cache` or `return_scores` was given.
+
+    Raises:
+        ConfigError: If a block with cross-attention gets no context or one without it gets one, a cache does not fit, or rank,
+            width or dtype of tokens, context or masks is wrong.
 
     Example:
         >>> import numpy as np
@@ -111,10 +119,10 @@ class TransformerBlock(keras.layers.Layer):
         self.supports_masking = True
         self.attention_norm = self._norm("attention_norm")
         self.attention = self._attention("self_attention", rotary=rotary)
-        self.cross_norm = self._norm("cross_norm") if cross_attention else None
+        self.cross_norm: Any = self._norm("cross_norm") if cross_attention else None
         self.cross = self._attention("cross_attention", rotary=False) if cross_attention else None
         self.feed_forward_norm = self._norm("feed_forward_norm")
-        self.feed_forward: FeedForward | None = None
+        self.feed_forward: Any = None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.drop_branch = StochasticDepth(rate=stochastic_depth, dtype=self.dtype_policy, name="stochastic_depth")
         branches = ("attention", "cross", "feed_forward") if cross_attention else ("attention", "feed_forward")
@@ -147,7 +155,8 @@ class TransformerBlock(keras.layers.Layer):
         self, tokens_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None
     ) -> None:
         """Builds all parts for the widths of tokens and context."""
-        tokens_shape = (None, None, tokens_shape[-1])
+        self._dim = check_width(tokens_shape, "tokens", self.name)
+        tokens_shape = (None, None, self._dim)
         self.attention_norm.build(tokens_shape)
         self.attention.build(tokens_shape)
         if self.cross is not None and self.cross_norm is not None:
@@ -173,6 +182,9 @@ class TransformerBlock(keras.layers.Layer):
         context_mask: KerasTensor | None = None,
     ) -> BlockCache:
         """Room for `max_length` tokens, and the context's keys and values, computed once."""
+        if (self.cross is None) != (context is None):
+            wanted = "none" if self.cross is None else "one"
+            refuse("a cache needs a context exactly where there is cross-attention", where=self.name, expected=wanted)
         return BlockCache(
             self.attention.init_cache(batch_size, max_length),
             None if self.cross is None else self.cross.project_context(context, context_mask),
@@ -190,6 +202,10 @@ class TransformerBlock(keras.layers.Layer):
         training: bool | None = None,
     ) -> KerasTensor | BlockOutput:
         """Applies the block; see the class."""
+        mask = self._check_call(tokens, mask, context, cache)
+        if cache is None and mask is not None:
+            # The residual stream, norms and projections multiply by the tokens too: NaN behind the mask ends here.
+            tokens = without_masked(tokens, real_queries(mask))
         extended = cache is not None or return_scores
         result = self.attention(
             self.attention_norm(tokens),
@@ -199,13 +215,13 @@ class TransformerBlock(keras.layers.Layer):
             return_scores=return_scores,
             training=training,
         )
-        self_output = result if extended else None
+        self_output: Any = result if extended else None
         tokens = tokens + self._branch("attention", self_output.output if self_output else result, training)
         cross_output = None
         if self.cross is not None:
             result = self.cross(
                 self.cross_norm(tokens),
-                context=context,
+                context=context if cache is None else None,
                 context_mask=context_mask,
                 cache=None if cache is None else cache.cross_attention,
                 return_scores=return_scores,
@@ -223,6 +239,20 @@ class TransformerBlock(keras.layers.Layer):
             cross_scores=None if cross_output is None else cross_output.scores,
             cache=None if cache is None else BlockCache(self_output.cache, cache.cross_attention),
         )
+
+    def _check_call(
+        self, tokens: KerasTensor, mask: KerasTensor | None, context: KerasTensor | None, cache: BlockCache | None
+    ) -> KerasTensor | None:
+        check_tokens(tokens, "tokens", self.name, self._dim)
+        crossed = context is not None if cache is None else cache.cross_attention is not None
+        if self.cross is not None and not crossed:
+            refuse("a block with cross-attention got no context", where=self.name, expected="a context, or a cache made of one")
+        if self.cross is None and context is not None:
+            refuse("a block without cross-attention got a context", where=self.name, fix="build it with cross_attention=True")
+        if cache is not None:
+            return checked_mask(mask, "mask", self.name, tokens.shape, cache.self_attention.key.shape[1])
+        mask = getattr(tokens, "_keras_mask", None) if mask is None else mask
+        return checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
 
     def _branch(self, name: str, output: KerasTensor, training: bool | None) -> KerasTensor:
         output = self.dropout_layer(output, training=training)

@@ -7,45 +7,49 @@ from typing import Any
 from keras import KerasTensor, ops
 
 from mmfusion.layers.kernels.exact import MASKED
+from mmfusion.layers.masks import AttentionMask, both, length_of
 
 
 def chunked_attention(
-    query: KerasTensor, key: KerasTensor, value: KerasTensor, mask: KerasTensor | None, chunk_size: int
+    query: KerasTensor, key: KerasTensor, value: KerasTensor, mask: AttentionMask | None = None, chunk_size: int = 512
 ) -> KerasTensor:
     """Exact attention over keys in chunks, with a running maximum and sum; the gradient recomputes the weights.
 
     Args:
         query: ``float[B, H, T, d]``.
-        key: ``float[B, H, S, d]``.
+        key: ``float[B, H, S, d]``, finite behind the mask too, like `value`.
         value: ``float[B, H, S, d]``.
-        mask: ``bool``, broadcastable to ``[B, H, T, S]``, or None.
-        chunk_size: Keys at a time, C; memory is ``O(T · C)``.
+        mask: Which keys a query may attend to, made chunk by chunk. Default: all.
+        chunk_size: Keys at a time, C. Memory is ``O((T + S) · d + T · C)``, forward and backward. Default 512.
 
     Returns:
-        ``float[B, H, T, d]``.
+        ``float[B, H, T, d]``; zeros for a query without any key.
 
     Source: Rabe and Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.14135), algorithm 1.
     """
-    length = ops.shape(key)[2]
-    chunks = (length + chunk_size - 1) // chunk_size
-    padding = chunks * chunk_size - length
-    pad = [[0, 0], [0, 0], [0, padding], [0, 0]]
-    key, value = ops.pad(key, pad), ops.pad(value, pad)
-    real = ops.arange(chunks * chunk_size) < length
-    if mask is None:
-        mask = real[None, None, None]
-    else:
-        mask = ops.logical_and(ops.pad(mask, [[0, 0], [0, 0], [0, 0], [0, padding]]), real[None, None, None])
+    length = length_of(key, 2)
+    # Short sequences are one chunk of their own length, without a padded tail.
+    size = min(chunk_size, length) if isinstance(length, int) else chunk_size
+    size = max(size, 1)
+    chunks = (length + size - 1) // size
+    tail = chunks * size - length
+    padded = not isinstance(tail, int) or tail > 0
+    if padded:
+        pad = [[0, 0], [0, 0], [0, tail], [0, 0]]
+        key, value = ops.pad(key, pad), ops.pad(value, pad)
     scale = query.shape[-1] ** -0.5
 
-    def chunk(x: KerasTensor, index: KerasTensor, axis: int) -> KerasTensor:
-        start = index * chunk_size
-        picked = ops.arange(chunk_size) + start
-        return ops.take(x, picked, axis=axis)
+    def chunk(x: KerasTensor, index: KerasTensor) -> KerasTensor:
+        shape = ops.shape(x)
+        return ops.slice(x, [0, 0, index * size, 0], [shape[0], shape[1], size, shape[3]])
 
     def logits_of(q: KerasTensor, k: KerasTensor, index: KerasTensor) -> KerasTensor:
-        scores = ops.cast(ops.matmul(q * scale, ops.swapaxes(chunk(k, index, 2), -1, -2)), "float32")
-        return ops.where(chunk(mask, index, 3), scores, MASKED)
+        logits = ops.cast(ops.matmul(q * scale, ops.swapaxes(chunk(k, index), -1, -2)), "float32")
+        places = ops.arange(size, dtype="int32") + index * size
+        allowed = None if mask is None else mask.allowed(places)
+        if padded:
+            allowed = both(allowed, (places < length)[None, None, None])
+        return logits if allowed is None else ops.where(allowed, logits, MASKED)
 
     def forward(q: KerasTensor, k: KerasTensor, v: KerasTensor) -> tuple[KerasTensor, KerasTensor]:
         shape = ops.shape(q)
@@ -56,7 +60,7 @@ def chunked_attention(
             new_top = ops.maximum(top, ops.max(logits, axis=-1, keepdims=True))
             weights = ops.where(logits > MASKED / 2, ops.exp(logits - new_top), 0.0)
             fade = ops.exp(top - new_top)
-            part = ops.cast(ops.matmul(ops.cast(weights, v.dtype), chunk(v, index, 2)), "float32")
+            part = ops.cast(ops.matmul(ops.cast(weights, v.dtype), chunk(v, index)), "float32")
             return index + 1, new_top, total * fade + ops.sum(weights, axis=-1, keepdims=True), output * fade + part
 
         start = (
@@ -81,10 +85,10 @@ def chunked_attention(
             def body(index: KerasTensor, dq: KerasTensor, dk: KerasTensor, dv: KerasTensor) -> tuple:
                 logits = logits_of(q, k, index)
                 weights = ops.where(logits > MASKED / 2, ops.exp(logits - log_total), 0.0)
-                values = ops.cast(chunk(v, index, 2), "float32")
-                keys = ops.cast(chunk(k, index, 2), "float32")
+                values = ops.cast(chunk(v, index), "float32")
+                keys = ops.cast(chunk(k, index), "float32")
                 d_weights = weights * (ops.matmul(grad, ops.swapaxes(values, -1, -2)) - delta) * scale
-                start = [0, 0, index * chunk_size, 0]
+                start = [0, 0, index * size, 0]
                 part_k = ops.matmul(ops.swapaxes(d_weights, -1, -2), ops.cast(q, "float32"))
                 part_v = ops.matmul(ops.swapaxes(weights, -1, -2), grad)
                 return (

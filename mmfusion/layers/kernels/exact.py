@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from keras import KerasTensor, ops
+
+from mmfusion.layers.masks import AttentionMask, length_of
 
 MASKED = -1e30
 
 
-def attention_weights(query: KerasTensor, key: KerasTensor, mask: KerasTensor | None) -> KerasTensor:
+def attention_weights(query: KerasTensor, key: KerasTensor, mask: AttentionMask | None = None) -> KerasTensor:
     """``softmax(Q Kᵀ / √d)`` in float32; masked keys get exactly 0, and so does a row without any key.
 
     Args:
         query: ``float[B, H, T, d]``.
-        key: ``float[B, H, S, d]``.
-        mask: ``bool``, broadcastable to ``[B, H, T, S]``, ``True`` = may be attended to.
+        key: ``float[B, H, S, d]``, finite behind the mask too.
+        mask: Which keys a query may attend to. Default: all.
 
     Returns:
         ``float32[B, H, T, S]``.
     """
     scale = query.shape[-1] ** -0.5
     logits = ops.cast(ops.matmul(query * scale, ops.swapaxes(key, -1, -2)), "float32")
-    if mask is None:
-        return ops.softmax(logits, axis=-1)
-    weights = ops.softmax(ops.where(mask, logits, MASKED), axis=-1)
-    return ops.where(mask, weights, 0.0)
+    allowed = None if mask is None else mask.allowed(ops.arange(length_of(key, 2), dtype="int32"))
+    # One key alone is no mistake here, but Keras warns of it unless the axis is a tuple.
+    axis = (3,) if logits.shape[-1] == 1 else -1
+    if allowed is None:
+        return ops.softmax(logits, axis=axis)
+    weights = ops.softmax(ops.where(allowed, logits, MASKED), axis=axis)
+    return ops.where(allowed, weights, 0.0)
 
 
 def exact_attention(
-    query: KerasTensor, key: KerasTensor, value: KerasTensor, mask: KerasTensor | None
+    query: KerasTensor,
+    key: KerasTensor,
+    value: KerasTensor,
+    mask: AttentionMask | None = None,
+    drop: Callable[[KerasTensor], KerasTensor] | None = None,
 ) -> tuple[KerasTensor, KerasTensor]:
-    """Output ``float[B, H, T, d]`` and weights ``float32[B, H, T, S]``; memory grows with T · S."""
+    """``softmax(Q Kᵀ / √d) V`` and its weights; memory grows with T · S.
+
+    Args:
+        query: ``float[B, H, T, d]``.
+        key: ``float[B, H, S, d]``, finite behind the mask too, like `value`.
+        value: ``float[B, H, S, d]``.
+        mask: Which keys a query may attend to. Default: all.
+        drop: Dropout of the weights; the weights returned are those before it. Default: none.
+
+    Returns:
+        ``float[B, H, T, d]`` and ``float32[B, H, T, S]``.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
+    """
     weights = attention_weights(query, key, mask)
-    return ops.matmul(ops.cast(weights, value.dtype), value), weights
+    used = ops.cast(weights, value.dtype)
+    return ops.matmul(used if drop is None else drop(used), value), weights

@@ -1,0 +1,53 @@
+"""From the data part of a recipe to a source, for every kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmfusion.config import recipe_from_dict
+from mmfusion.data import open_source, write_tfrecord, write_webdataset
+from mmfusion.data.opening import SOURCES
+from mmfusion.errors import ConfigError, DataError
+
+
+def data(**values):
+    return recipe_from_dict({"data": values}).data
+
+
+def test_every_kind_opens_the_same_pictures(picture_source, tmp_path):
+    source = picture_source(4, captions=1)
+    rows = source.splits["train"]
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    lines = ["image,caption,split"] + [f"{row.image.path},{row.captions[0]},train" for row in rows]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    (folder / "captions.jsonl").write_text(
+        "".join(f'{{"image": "{row.image.path}", "captions": ["{row.captions[0]}"], "split": "train"}}\n' for row in rows)
+    )
+    (folder / "beside").mkdir()
+    for row in rows:
+        (folder / "beside" / f"{row.image_id}.png").write_bytes(row.image.read())
+        (folder / "beside" / f"{row.image_id}.txt").write_text(row.captions[0] + "\n")
+    write_tfrecord(source, folder / "records")
+    write_webdataset(source, folder / "tars")
+    paths = {"csv": folder, "jsonl": folder, "folder": folder / "beside", "tfrecord": folder / "records", "webdataset": folder / "tars"}
+    expected = sorted((row.image.read(), row.captions) for row in rows)
+    for kind, path in paths.items():
+        opened = open_source(data(source=kind, path=str(path)))
+        assert sorted((row.image.read(), row.captions) for row in opened.splits["train"]) == expected, kind
+    assert set(SOURCES) == {*paths, "builtin", "tfds"}
+
+
+def test_limit_keeps_the_first_training_pictures():
+    assert len(open_source(data(source="builtin", limit=10)).splits["train"]) == 10
+    assert len(open_source(data(source="builtin", limit=10)).splits["val"]) > 10
+
+
+def test_what_is_missing_is_said(tmp_path):
+    for kind in ("jsonl", "csv", "folder", "tfrecord", "webdataset"):
+        with pytest.raises((ConfigError, DataError), match=r"data\.path|path"):
+            open_source(data(source=kind))
+    with pytest.raises(ConfigError, match=r"data\.name"):
+        open_source(data(source="tfds"))
+    with pytest.raises(DataError, match="nowhere"):
+        open_source(data(source="jsonl", path=str(tmp_path / "nowhere")))

@@ -1,0 +1,101 @@
+"""Attention and transformer blocks in plain NumPy, and small helpers of the layers' tests."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from factories import randomized
+
+
+def to_numpy(value) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+
+
+def stream(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def built(layer, *shapes, seed: int = 0):
+    layer.build(*shapes)
+    return randomized(layer, seed)
+
+
+def padding(lengths: list[int], size: int) -> np.ndarray:
+    return np.arange(size) < np.array(lengths)[:, None]
+
+
+def softmax(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    logits = np.where(allowed, logits, -np.inf)
+    weights = np.exp(logits - np.maximum(logits.max(-1, keepdims=True), -1e9))
+    total = weights.sum(-1, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+
+
+def dense(layer, x: np.ndarray) -> np.ndarray:
+    kernel, *bias = (to_numpy(w).astype("float64") for w in layer.weights)
+    return x @ kernel + (bias[0] if bias else 0.0)
+
+
+def layer_norm(layer, x: np.ndarray) -> np.ndarray:
+    gain, shift = (to_numpy(w).astype("float64") for w in layer.weights)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + layer.epsilon) * gain + shift
+
+
+def rms_norm(layer, x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.epsilon) * to_numpy(layer.weights[0])
+
+
+def rotate(x: np.ndarray, base: float) -> np.ndarray:
+    half = x.shape[-1] // 2
+    turn = np.exp(1j * np.arange(x.shape[1])[:, None] * base ** (-np.arange(half) / half))
+    pairs = (x[..., :half] + 1j * x[..., half:]) * turn[None, :, None, :]
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def attention(layer, query, context=None, context_mask=None, causal=False) -> tuple[np.ndarray, np.ndarray]:
+    """Output and scores of an `Attention`, head by head."""
+    itself = context is None
+    context = query if itself else context
+    (batch, rows, _), length = query.shape, context.shape[1]
+    allowed = np.ones((batch, rows, length), bool)
+    if context_mask is not None:
+        allowed &= context_mask[:, None] if context_mask.ndim == 2 else context_mask
+    if causal:
+        allowed &= np.tri(rows, length, length - rows, dtype=bool)
+    q, k, v = (
+        dense(projection, x.astype("float64")).reshape(batch, x.shape[1], heads, -1)
+        for projection, x, heads in (
+            (layer.query_projection, query, layer.num_heads),
+            (layer.key_projection, context, layer.num_key_value_heads),
+            (layer.value_projection, context, layer.num_key_value_heads),
+        )
+    )
+    if layer.query_key_norm:
+        q, k = rms_norm(layer.query_norm, q), rms_norm(layer.key_norm, k)
+    if layer.rotary and itself:
+        q, k = rotate(q, layer.rotary_base), rotate(k, layer.rotary_base)
+    group = layer.num_heads // layer.num_key_value_heads
+    outputs, scores = [], []
+    for head in range(layer.num_heads):
+        weights = softmax(q[:, :, head] @ k[:, :, head // group].swapaxes(1, 2) / np.sqrt(q.shape[-1]), allowed)
+        scores.append(weights)
+        outputs.append(weights @ v[:, :, head // group])
+    output = dense(layer.output_projection, np.concatenate(outputs, axis=-1))
+    return np.where(allowed.any(-1)[..., None], output, 0.0), np.stack(scores, axis=1)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def block(layer, tokens, mask=None, context=None, context_mask=None, causal=False) -> np.ndarray:
+    """Output of a `TransformerBlock` with neither dropout nor gains."""
+    tokens = tokens + attention(layer.attention, layer_norm(layer.attention_norm, tokens), None, mask, causal)[0]
+    if layer.cross is not None:
+        tokens = tokens + attention(layer.cross, layer_norm(layer.cross_norm, tokens), context, context_mask)[0]
+    feed = layer.feed_forward
+    hidden = gelu(dense(feed.hidden, layer_norm(layer.feed_forward_norm, tokens)))
+    return tokens + dense(feed.output_dense, hidden)

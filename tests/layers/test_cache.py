@@ -1,0 +1,147 @@
+"""Reading with a cache equals reading at once."""
+
+from __future__ import annotations
+
+import layer_reference as reference
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_reference import built, padding, stream, to_numpy
+
+from mmfusion.errors import ConfigError
+from mmfusion.layers import Attention, KeyValueCache, TransformerBlock
+
+B, T, S, D, DC, ROOM = 2, 6, 5, 12, 8, 9
+KERNELS = {"exact": {"kernel": "exact"}, "chunked": {"kernel": "chunked", "chunk_size": 4}}
+
+
+@pytest.fixture(params=sorted(KERNELS))
+def kernel(request) -> dict:
+    return KERNELS[request.param]
+
+
+def pieces(layer, tokens, cache, cuts, **options):
+    outputs = []
+    for piece in np.split(tokens, cuts, axis=1):
+        output, _, cache = layer(piece, cache=cache, **options)
+        outputs.append(to_numpy(output))
+    return np.concatenate(outputs, axis=1), cache
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary": True, "query_key_norm": True}, {"num_key_value_heads": 1}])
+@pytest.mark.parametrize("cuts", [list(range(1, T)), [3, 4], []], ids=["one by one", "pieces", "at once"])
+def test_cached_equals_uncached(kernel, options, cuts):
+    layer = built(Attention(num_heads=2, **kernel, **options), (None, None, D))
+    tokens = stream(B, T, D)
+    found, cache = pieces(layer, tokens, layer.init_cache(B, ROOM), cuts)
+    np.testing.assert_allclose(found, to_numpy(layer(tokens, causal=True)), atol=2e-5)
+    assert isinstance(cache, KeyValueCache) and int(cache.position) == T
+    assert tuple(cache.key.shape) == (B, ROOM, layer.num_key_value_heads, D // 2)
+    assert (to_numpy(cache.key)[:, T:] == 0).all()
+
+
+def test_a_mask_over_the_places_of_the_cache(kernel):
+    layer = built(Attention(num_heads=2, **kernel), (None, None, D))
+    tokens, places = stream(B, T, D), padding([ROOM, ROOM], ROOM).copy()
+    places[1, :2] = False  # two tokens of padding on the left
+    filled = tokens.copy()
+    filled[1, :2] = np.nan
+    expected, _ = reference.attention(layer, tokens, None, np.broadcast_to(places[:, None, :T], (B, T, T)), causal=True)
+    for given_tokens in (tokens, filled):
+        found, _ = pieces(layer, given_tokens, layer.init_cache(B, ROOM), [2, 3], context_mask=places)
+        np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
+        np.testing.assert_allclose(found[1, 2:], expected[1, 2:], atol=2e-5)
+    first, _ = pieces(layer, tokens, layer.init_cache(B, ROOM), [2, 3], context_mask=places)
+    second, _ = pieces(layer, filled, layer.init_cache(B, ROOM), [2, 3], context_mask=places)
+    np.testing.assert_array_equal(first[1, 2:], second[1, 2:])
+    np.testing.assert_array_equal(first[1, :2], 0.0)  # nothing real precedes the padding
+    # A pattern of each query, too.
+    pattern = np.zeros((B, 2, ROOM), bool)
+    pattern[:, 0, 0] = pattern[:, 1, 1] = True
+    scores = layer(tokens[:, :2], context_mask=pattern, cache=layer.init_cache(B, ROOM), return_scores=True).scores
+    np.testing.assert_array_equal(to_numpy(scores)[:, 0], pattern.astype("float32"))
+
+
+def test_scores_of_a_cached_step(kernel):
+    layer = built(Attention(num_heads=2, **kernel), (None, None, D))
+    tokens = stream(B, T, D)
+    _, cache = pieces(layer, tokens[:, :4], layer.init_cache(B, ROOM), [2])
+    plain, asked = (layer(tokens[:, 4:], cache=cache, return_scores=asked) for asked in (False, True))
+    np.testing.assert_array_equal(to_numpy(plain.output), to_numpy(asked.output))
+    assert plain.scores is None and tuple(asked.scores.shape) == (B, 2, 2, ROOM)
+    _, expected = reference.attention(layer, tokens, causal=True)
+    np.testing.assert_allclose(to_numpy(asked.scores)[..., :T], expected[:, :, 4:], atol=1e-5)
+    assert (to_numpy(asked.scores)[..., T:] == 0).all()
+
+
+def test_a_context_computed_once(kernel):
+    layer = built(Attention(num_heads=2, query_key_norm=True, **kernel), (None, None, D), (None, None, DC))
+    query, context, mask = stream(B, T, D), stream(B, S, DC, seed=1), padding([S, 2], S)
+    context[1, 2:] = np.nan
+    cache = layer.project_context(context, mask)
+    assert np.isfinite(to_numpy(cache.key)).all()
+    result = layer(query, cache=cache)
+    np.testing.assert_array_equal(to_numpy(result.output), to_numpy(layer(query, context, mask)))
+    assert result.cache.key is cache.key
+    # A second mask narrows the cache's own.
+    narrow = np.array([[True, False, True, True, True]])
+    np.testing.assert_array_equal(
+        to_numpy(layer(query, context_mask=narrow, cache=cache).output), to_numpy(layer(query, context, mask & narrow))
+    )
+
+
+def test_steps_in_a_graph_equal_steps_outside(kernel):
+    layer = built(Attention(num_heads=2, rotary=True, **kernel), (None, None, D))
+    tokens = stream(B, T, D)
+
+    @tf.function
+    def read(tokens):
+        cache, outputs = layer.init_cache(tf.shape(tokens)[0], ROOM), tf.TensorArray("float32", T)
+        for t in tf.range(T):
+            output, _, cache = layer(tokens[:, t : t + 1], cache=cache)
+            outputs = outputs.write(t, output[:, 0])
+        return tf.transpose(outputs.stack(), (1, 0, 2))
+
+    np.testing.assert_allclose(read(tokens).numpy(), to_numpy(layer(tokens, causal=True)), atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_float16"])
+def test_the_cache_has_the_dtype_of_the_computation(kernel, dtype):
+    layer = built(Attention(num_heads=2, dtype=dtype, **kernel), (None, None, D))
+    assert layer.init_cache(B, ROOM).key.dtype == layer.compute_dtype
+    tokens = stream(B, T, D)
+    found, _ = pieces(layer, tokens, layer.init_cache(B, ROOM), [3])
+    np.testing.assert_allclose(found, to_numpy(layer(tokens, causal=True)), atol=5e-2)
+    # Another one on request: half the memory, the same computation.
+    assert layer(tokens, cache=layer.init_cache(B, ROOM, dtype="float32")).output.dtype == layer.compute_dtype
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_block(kernel, crossed):
+    block = TransformerBlock(num_heads=2, cross_attention=crossed, rotary=True, **kernel)
+    built(block, (None, None, D), (None, None, DC) if crossed else None)
+    tokens = stream(B, T, D)
+    options = {"context": stream(B, S, DC, seed=1), "context_mask": padding([S, 3], S)} if crossed else {}
+    whole = to_numpy(block(tokens, causal=True, **options))
+    cache, outputs = block.init_cache(B, ROOM, **options), []
+    for piece in np.split(tokens, [1, 2, 5], axis=1):
+        output = block(piece, cache=cache)
+        cache = output.cache
+        outputs.append(to_numpy(output.tokens))
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), whole, atol=2e-5)
+    assert int(cache.self_attention.position) == T and (cache.cross_attention is not None) == crossed
+
+
+def test_what_does_not_fit_is_refused():
+    layer = built(Attention(num_heads=2, name="a"), (None, None, D))
+    tokens = stream(B, T, D)
+    with pytest.raises(ConfigError, match=r"does not fit the cache \[a\]: expected 2 rows of at most 4 tokens, found \[2, 6\]"):
+        layer(tokens, cache=layer.init_cache(B, 4))
+    with pytest.raises(ConfigError, match="does not fit the cache"):
+        layer(tokens, cache=layer.init_cache(B + 1, ROOM))
+    with pytest.raises(ConfigError, match="a context meets a cache of self-attention"):
+        layer(tokens, tokens, cache=layer.init_cache(B, ROOM))
+    with pytest.raises(ConfigError, match=r"expected \[2, 9\] or \[2, 6, 9\], found \[2, 6\]"):
+        layer(tokens, context_mask=np.ones((B, T), bool), cache=layer.init_cache(B, ROOM))
+    with pytest.raises(ConfigError, match="layer that is built"):
+        Attention(num_heads=2).init_cache(B, ROOM)

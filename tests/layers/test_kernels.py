@@ -1,0 +1,146 @@
+"""The chunked kernel equals the exact one in value and gradient, in memory linear in the sequence."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_reference import built, padding, stream, to_numpy
+
+from mmfusion.layers import Attention
+from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention
+from mmfusion.layers.masks import AttentionMask, causal_last
+
+B, H, T, S, WIDTH = 2, 3, 6, 11, 4
+PATTERN = np.random.default_rng(9).uniform(size=(B, T, S)) < 0.5
+MASKS = {
+    "none": None,
+    "keys": AttentionMask(keys=padding([S, 4], S)),
+    "causal": AttentionMask(last=causal_last(T, S)),
+    "causal keys": AttentionMask(keys=padding([3, S], S)[:, ::-1], last=causal_last(T, S)),
+    "pattern": AttentionMask(pattern=PATTERN),
+    "all": AttentionMask(padding([S, 5], S), PATTERN, causal_last(T, S)),
+    "one for all keys": AttentionMask(np.array([[True], [False]]), np.arange(T)[None, :, None] > 2, causal_last(T, S)),
+    "nothing": AttentionMask(keys=np.zeros((1, S), bool)),
+}
+
+
+def heads(dtype: str = "float32") -> list[tf.Tensor]:
+    return [tf.constant(tf.cast(stream(B, H, n, WIDTH, seed=seed), dtype)) for seed, n in enumerate((T, S, S))]
+
+
+def value_and_gradient(kernel, dtype: str = "float32") -> list[np.ndarray]:
+    tensors, upstream = heads(dtype), stream(B, H, T, WIDTH, seed=7)
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        output = kernel(*tensors)
+        loss = tf.reduce_sum(tf.cast(output, "float32") * upstream)
+    assert output.dtype == dtype
+    return [to_numpy(x) for x in (output, *tape.gradient(loss, tensors))]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("size", [1, 4, 11, 100])
+def test_chunked_equals_exact(mask, size):
+    chunked = value_and_gradient(lambda q, k, v: chunked_attention(q, k, v, mask, size))
+    exact = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, mask)[0])
+    for one, two in zip(chunked, exact, strict=True):
+        np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 5e-2)])
+def test_half_precision(dtype, tolerance):
+    mask = MASKS["causal keys"]
+    chunked = value_and_gradient(lambda q, k, v: chunked_attention(q, k, v, mask, 4), dtype)
+    exact = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, mask)[0])
+    for one, two in zip(chunked, exact, strict=True):
+        np.testing.assert_allclose(one, two, atol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
+def test_chunked_in_a_graph(compiled):
+    mask = MASKS["causal keys"]
+
+    @tf.function(jit_compile=compiled)
+    def graph(q, k, v, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch([q, k, v])
+            output = chunked_attention(q, k, v, mask, 4)
+        return output, *tape.gradient(output, [q, k, v], upstream)
+
+    found = graph(*heads(), stream(B, H, T, WIDTH, seed=7))
+    exact = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, mask)[0])
+    for one, two in zip(found, exact, strict=True):
+        np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+def test_large_logits_do_not_overflow():
+    query, key, value = (x * 300.0 for x in heads())
+    exact, _ = exact_attention(query, key, value)
+    found = chunked_attention(query, key, value, None, 2)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-2)
+
+
+def test_weights_sum_to_one_or_zero():
+    query, key, _ = heads()
+    for name, mask in MASKS.items():
+        total = to_numpy(attention_weights(query, key, mask)).sum(-1)
+        seen = np.ones((B, T), bool) if mask is None or mask.sees_any(S) is None else to_numpy(mask.sees_any(S)) > 0
+        expected = np.broadcast_to(seen[:, None], (B, H, T))
+        np.testing.assert_allclose(total, expected, atol=1e-6, err_msg=name)
+
+
+def test_one_key_is_no_reason_to_warn():
+    query, key, _ = heads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(attention_weights(query, key[:, :, :1]), 1.0)
+
+
+def sizes(function: tf.types.experimental.ConcreteFunction) -> list[tuple[int, str, str]]:
+    """Elements of every tensor of a traced function, loops included, in descending order."""
+    found, waiting, seen = [], [function.graph], set()
+    while waiting:
+        graph = waiting.pop()
+        for operation in graph.get_operations():
+            found += [(x.shape.num_elements() or 0, operation.type, operation.name) for x in operation.outputs]
+            for name in (x.name for x in operation.op_def.attr if x.type == "func"):
+                body = operation.get_attr(name).name
+                if body not in seen:
+                    seen.add(body)
+                    waiting.append(graph._get_function(body).graph)
+    assert len(seen) >= 4, "the loops of value and gradient were not found"
+    return sorted(found, reverse=True)
+
+
+def test_memory_of_chunked_is_linear():
+    batch, length, width, chunk = 2, 96, 8, 4
+    layer = built(Attention(num_heads=2, kernel="chunked", chunk_size=chunk), (None, None, width))
+
+    @tf.function
+    def step(tokens, mask):
+        with tf.GradientTape() as tape:
+            tape.watch(tokens)
+            output = layer(tokens, context_mask=mask, causal=True)
+        return output, tape.gradient(output, [tokens, *layer.trainable_weights])
+
+    function = step.get_concrete_function(
+        tf.TensorSpec((batch, length, width)), tf.TensorSpec((batch, length), "bool")
+    )
+    # Logits of one chunk, B · H · T · C, and streams of B · T · D; a matrix of queries and keys would have length².
+    limit = batch * length * max(2 * chunk, width)
+    assert limit < length**2
+    largest = sizes(function)[0]
+    assert largest[0] <= limit, largest
+
+
+def test_the_memory_test_sees_a_quadratic_kernel():
+    layer = built(Attention(num_heads=2, kernel="chunked", chunk_size=4), (None, None, 8))
+    function = tf.function(lambda x, m: layer(x, context_mask=m, return_scores=True).output)
+    with pytest.raises(AssertionError, match="were not found"):
+        sizes(tf.function(lambda x: x @ x).get_concrete_function(tf.TensorSpec((96, 96))))
+    graph = function.get_concrete_function(tf.TensorSpec((2, 96, 8)), tf.TensorSpec((2, 96), "bool")).graph
+    assert max(x.shape.num_elements() or 0 for operation in graph.get_operations() for x in operation.outputs) >= 96**2
