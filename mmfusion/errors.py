@@ -19,6 +19,9 @@ class MMFusionError(ValueError):
         'unreadable image [a.jpg]: expected JPEG, found text; remove the row'
     """
 
+    # Keras appends a page of arguments to what a layer raises, unless it finds that it has done so already.
+    _keras_call_info_injected = True
+
     def __init__(
         self,
         what: str,

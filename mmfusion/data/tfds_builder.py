@@ -100,6 +100,11 @@ def _prepared(name: str, data_dir: str | Path | None, manual_dir: str | Path | N
     return builder
 
 
+def _is_string(feature: Any) -> bool:
+    # ``coco_captions`` has its captions as plain tensors.
+    return getattr(feature, "shape", None) == () and getattr(feature, "tf_dtype", None) == "string"
+
+
 def _keys(features: Any) -> tuple[list[str], list[str]]:
     """Flat names of picture and caption features, in the order in which they are tried."""
     import tensorflow_datasets as tfds
@@ -111,7 +116,7 @@ def _keys(features: Any) -> tuple[list[str], list[str]]:
         inner = getattr(feature, "feature", None)
         if isinstance(feature, tfds.features.Image):
             images.append(prefix)
-        elif isinstance(feature, tfds.features.Text):
+        elif isinstance(feature, tfds.features.Text) or _is_string(feature):
             texts.append(prefix)
         elif isinstance(feature, tfds.features.FeaturesDict):
             for key, value in feature.items():

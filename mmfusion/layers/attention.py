@@ -9,9 +9,10 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.errors import ConfigError
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.cache import ContextCache, KeyValueCache
-from mmfusion.layers.checks import check_rate, check_tokens, check_width, checked_mask, refuse
+from mmfusion.layers.checks import check_rate, check_tokens, check_width, checked_mask
 from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention
 from mmfusion.layers.masks import AttentionMask, causal_last, length_of, real_keys, real_queries, without_masked
 from mmfusion.layers.rotary import apply_rotary
@@ -113,16 +114,16 @@ class Attention(keras.layers.Layer):
         if self.num_heads < 1 or self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
             expected = "num_heads a positive multiple of num_key_value_heads"
             found = f"{self.num_heads} and {self.num_key_value_heads}"
-            refuse("impossible head counts", where=self.name, expected=expected, found=found)
+            raise ConfigError("impossible head counts", where=self.name, expected=expected, found=found)
         if self.kernel not in KERNELS:
-            refuse("unknown kernel", where=self.name, expected=" or ".join(KERNELS), found=repr(self.kernel))
+            raise ConfigError("unknown kernel", where=self.name, expected=" or ".join(KERNELS), found=repr(self.kernel))
         for name in ("chunk_size", "head_dim", "output_dim"):
             size = getattr(self, name)
             if size is not None and size < 1:
-                refuse(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
         check_rate(self.dropout, "dropout", self.name)
         if self.dropout and self.kernel != "exact":
-            refuse(
+            raise ConfigError(
                 "attention weights are not kept by this kernel, so they cannot be dropped",
                 where=self.name,
                 expected="dropout=0",
@@ -135,7 +136,7 @@ class Attention(keras.layers.Layer):
         dim = check_width(query_shape, "query", self.name)
         context_dim = dim if context_shape is None else check_width(context_shape, "context", self.name)
         if self.head_dim is None and dim % self.num_heads:
-            refuse(
+            raise ConfigError(
                 "the heads do not divide the width",
                 where=self.name,
                 expected=f"num_heads that divides {dim}, or a head_dim",
@@ -143,7 +144,7 @@ class Attention(keras.layers.Layer):
             )
         width = self.head_dim or dim // self.num_heads
         if self.rotary and width % 2:
-            refuse("rotary positions need an even head width", where=self.name, found=width)
+            raise ConfigError("rotary positions need an even head width", where=self.name, found=width)
         self._width, self._query_dim, self._context_dim = width, dim, context_dim
         self.query_projection = self._projection("query", dim, self.num_heads * width)
         self.key_projection = self._projection("key", context_dim, self.num_key_value_heads * width)
@@ -164,7 +165,9 @@ class Attention(keras.layers.Layer):
     def init_cache(self, batch_size: int | KerasTensor, max_length: int, dtype: str | None = None) -> KeyValueCache:
         """An empty cache of self-attention with room for `max_length` tokens; the layer must be built."""
         if not self.built:
-            refuse("a cache needs a layer that is built", where=self.name, fix="call build, or the layer itself, first")
+            raise ConfigError(
+                "a cache needs a layer that is built", where=self.name, fix="call build, or the layer itself, first"
+            )
         shape = (batch_size, max_length, self.num_key_value_heads, self._width)
         dtype = dtype or self.compute_dtype
         return KeyValueCache(ops.zeros(shape, dtype), ops.zeros(shape, dtype), ops.convert_to_tensor(0, "int32"))
@@ -196,7 +199,9 @@ class Attention(keras.layers.Layer):
         check_tokens(query, "query", self.name, self._query_dim)
         if isinstance(cache, KeyValueCache):
             if context is not None:
-                refuse("a context meets a cache of self-attention", where=self.name, expected="a ContextCache or no cache")
+                raise ConfigError(
+                    "a context meets a cache of self-attention", where=self.name, expected="a ContextCache or no cache"
+                )
             queries, key, value, mask, cache = self._append(query, context_mask, cache)
         else:
             queries, key, value, mask = self._project(query, context, context_mask, causal, cache)
@@ -225,7 +230,7 @@ class Attention(keras.layers.Layer):
             context_mask = getattr(query, "_keras_mask", None) if context_mask is None else context_mask
         rows, length = (context if cache is None else cache.key).shape[:2]
         if None not in (rows, query.shape[0]) and rows != query.shape[0]:
-            refuse("query and context differ in batch size", where=self.name, expected=query.shape[0], found=rows)
+            raise ConfigError("query and context differ in batch size", where=self.name, expected=query.shape[0], found=rows)
         context_mask = checked_mask(context_mask, "context_mask", self.name, query.shape, length)
         if cache is None:
             key, value, _ = self._context(context, context_mask)
@@ -246,7 +251,7 @@ class Attention(keras.layers.Layer):
         room, found = tuple(cache.key.shape[:2]), tuple(query.shape[:2])
         if None not in (*room, *found) and (room[0] != found[0] or room[1] < found[1]):
             expected = f"{room[0]} rows of at most {room[1]} tokens"
-            refuse("the query does not fit the cache", where=self.name, expected=expected, found=list(found))
+            raise ConfigError("the query does not fit the cache", where=self.name, expected=expected, found=list(found))
         mask = checked_mask(mask, "context_mask", self.name, found, room[1])
         queries, (key, value, _) = self._queries(query), self._context(query, None)
         positions = cache.position + ops.arange(length_of(query), dtype="int32")

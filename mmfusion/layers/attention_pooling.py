@@ -8,8 +8,9 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
-from mmfusion.layers.checks import check_tokens, check_width, refuse
+from mmfusion.layers.checks import check_tokens, check_width
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -45,7 +46,7 @@ class AttentionPooling(keras.layers.Layer):
         self.num_queries = num_queries
         self.supports_masking = True
         if num_queries < 1:
-            refuse("impossible num_queries", where=self.name, expected="at least 1", found=num_queries)
+            raise ConfigError("impossible num_queries", where=self.name, expected="at least 1", found=num_queries)
         self.attention = Attention(num_heads=num_heads, dtype=self.dtype_policy, name="attention")
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
-
-
-def refuse(what: str, **details: Any) -> NoReturn:
-    """Raises a `ConfigError` that Keras passes on as it is, without pages of call arguments around the one line."""
-    error = ConfigError(what, **details)
-    error._keras_call_info_injected = True  # type: ignore[attr-defined]
-    raise error
 
 
 def check_width(shape: Sequence[int | None], name: str, where: str) -> int:
@@ -33,7 +25,7 @@ def check_width(shape: Sequence[int | None], name: str, where: str) -> int:
         ConfigError: If the rank is not 3 or D is unknown.
     """
     if len(shape) != 3 or shape[-1] is None:
-        refuse(
+        raise ConfigError(
             f"{name} is no stream of tokens",
             where=where,
             expected=f"{name} of shape [batch, tokens, width] with a known width",
@@ -51,7 +43,7 @@ def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None =
     found = check_width(tokens.shape, name, where)
     dtype = keras.backend.standardize_dtype(tokens.dtype)
     if "float" not in dtype:
-        refuse(
+        raise ConfigError(
             f"{name} has a wrong dtype",
             where=where,
             expected="floating point numbers",
@@ -59,7 +51,7 @@ def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None =
             fix=f"embed or cast {name} first",
         )
     if width is not None and found != width:
-        refuse(
+        raise ConfigError(
             f"{name} has another width than the layer was built for",
             where=where,
             expected=f"[batch, tokens, {width}]",
@@ -96,7 +88,7 @@ def checked_mask(
     mask = ops.convert_to_tensor(mask)
     dtype = keras.backend.standardize_dtype(mask.dtype)
     if dtype != "bool" and "int" not in dtype:
-        refuse(
+        raise ConfigError(
             f"{name} has a wrong dtype",
             where=where,
             expected="bool, True = real token",
@@ -109,7 +101,7 @@ def checked_mask(
         found not in (None, 1, want) and want is not None for found, want in zip(mask.shape, wanted, strict=True)
     ):
         batch_text, query_text, key_text = ("?" if x is None else x for x in (batch, query_length, key_length))
-        refuse(
+        raise ConfigError(
             f"{name} does not fit query and keys",
             where=where,
             expected=f"[{batch_text}, {key_text}] or [{batch_text}, {query_text}, {key_text}]",
@@ -121,4 +113,4 @@ def checked_mask(
 def check_rate(rate: float, name: str, where: str) -> None:
     """Refuses a rate outside of ``[0, 1)`` with a `ConfigError`."""
     if not 0.0 <= rate < 1.0:
-        refuse(f"impossible {name}", where=where, expected="at least 0 and below 1", found=rate)
+        raise ConfigError(f"impossible {name}", where=where, expected="at least 0 and below 1", found=rate)

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
-from mmfusion.layers.checks import check_rate, check_tokens, check_width, refuse
+from mmfusion.errors import ConfigError
+from mmfusion.layers.checks import check_rate, check_tokens, check_width
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -47,7 +48,7 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
         check_rate(dropout, "dropout", self.name)
         if hidden_dim < 1:
-            refuse("impossible hidden_dim", where=self.name, expected="at least 1", found=hidden_dim)
+            raise ConfigError("impossible hidden_dim", where=self.name, expected="at least 1", found=hidden_dim)
         self.hidden = keras.layers.Dense(hidden_dim, activation=activation, dtype=self.dtype_policy, name="hidden")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 

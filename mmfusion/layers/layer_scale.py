@@ -44,9 +44,7 @@ class LayerScale(keras.layers.Layer):
     def build(self, branch_shape: Sequence[int | None]) -> None:
         """Builds the gain for the width of the branch."""
         self._dim = check_width(branch_shape, "branch", self.name)
-        self.gain = self.add_weight(
-            shape=(self._dim,), initializer=keras.initializers.Constant(self.initial), name="gain"
-        )
+        self.gain = self.add_weight(shape=(self._dim,), initializer=keras.initializers.Constant(self.initial), name="gain")
         self.built = True
 
     def call(self, branch: KerasTensor) -> KerasTensor:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.layers.checks import refuse
+from mmfusion.errors import ConfigError
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -31,7 +31,8 @@ class PatchEmbedding(keras.layers.Layer):
 
     Example:
         >>> import numpy as np
-        >>> from mmfusion.layers import PatchEmbedding
+        >>> from mmfusion.errors import ConfigError
+    from mmfusion.layers import PatchEmbedding
         >>> layer = PatchEmbedding(patch_size=4, dim=6)
         >>> tuple(layer(np.zeros((2, 8, 12, 3), "float32")).shape), layer.grid
         ((2, 6, 6), (2, 3))
@@ -45,7 +46,9 @@ class PatchEmbedding(keras.layers.Layer):
         self.dim = dim
         self.grid: tuple[int, int] = (0, 0)
         if patch_size < 1 or dim < 1:
-            refuse("impossible sizes", where=self.name, expected="patch_size and dim at least 1", found=f"{patch_size} and {dim}")
+            raise ConfigError(
+                "impossible sizes", where=self.name, expected="patch_size and dim at least 1", found=f"{patch_size} and {dim}"
+            )
         self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
 
     def build(self, images_shape: Sequence[int | None]) -> None:
@@ -64,7 +67,7 @@ class PatchEmbedding(keras.layers.Layer):
         """Embeds the patches; see the class."""
         found = tuple(images.shape[1:])
         if len(found) != 3 or any(a is not None and a != b for a, b in zip(found, self._image_shape, strict=True)):
-            refuse(
+            raise ConfigError(
                 "images of another size than the layer was built for",
                 where=self.name,
                 expected=["batch", *self._image_shape],
@@ -74,7 +77,9 @@ class PatchEmbedding(keras.layers.Layer):
         dtype = keras.backend.standardize_dtype(images.dtype)
         if "float" not in dtype:
             fix = "cast and scale the images first"
-            refuse("images have a wrong dtype", where=self.name, expected="floating point numbers", found=dtype, fix=fix)
+            raise ConfigError(
+                "images have a wrong dtype", where=self.name, expected="floating point numbers", found=dtype, fix=fix
+            )
         (rows, columns), side, batch = self.grid, self.patch_size, ops.shape(images)[0]
         channels = self._image_shape[-1]
         patches = ops.reshape(images, (batch, rows, side, columns, side, channels))
@@ -91,7 +96,7 @@ class PatchEmbedding(keras.layers.Layer):
         side = self.patch_size
         height, width, channels = tuple(shape[1:]) if len(shape) == 4 else (None, None, None)
         if not height or not width or not channels or height % side or width % side:
-            refuse(
+            raise ConfigError(
                 "the patches do not fill the images",
                 where=self.name,
                 expected=f"[batch, height, width, channels] with a fixed height and width, multiples of {side}",

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.layers.checks import check_tokens, refuse
+from mmfusion.errors import ConfigError
+from mmfusion.layers.checks import check_tokens
 from mmfusion.layers.masks import length_of
 
 
@@ -49,14 +50,12 @@ class TokenEmbedding(keras.layers.Layer):
         self.max_length = max_length
         if min(vocabulary_size, dim, max_length) < 1:
             found = f"vocabulary_size={vocabulary_size}, dim={dim}, max_length={max_length}"
-            refuse("impossible sizes", where=self.name, expected="all at least 1", found=found)
+            raise ConfigError("impossible sizes", where=self.name, expected="all at least 1", found=found)
 
     def build(self, token_ids_shape: Sequence[int | None] | None = None) -> None:
         """Builds embedding, positions and the bias of the output layer."""
         initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-        self.embedding = self.add_weight(
-            shape=(self.vocabulary_size, self.dim), initializer=initializer, name="embedding"
-        )
+        self.embedding = self.add_weight(shape=(self.vocabulary_size, self.dim), initializer=initializer, name="embedding")
         self.position = self.add_weight(
             shape=(self.max_length, self.dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02),
             name="position_embedding",
@@ -73,10 +72,10 @@ class TokenEmbedding(keras.layers.Layer):
     def _check(self, token_ids: KerasTensor) -> None:
         dtype = keras.backend.standardize_dtype(token_ids.dtype)
         if "int" not in dtype:
-            refuse("token_ids have a wrong dtype", where=self.name, expected="whole numbers", found=dtype)
+            raise ConfigError("token_ids have a wrong dtype", where=self.name, expected="whole numbers", found=dtype)
         shape = tuple(token_ids.shape)
         if len(shape) != 2 or (shape[1] or 0) > self.max_length:
-            refuse(
+            raise ConfigError(
                 "token_ids do not fit",
                 where=self.name,
                 expected=f"[batch, tokens] with at most {self.max_length} tokens",

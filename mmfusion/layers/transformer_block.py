@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor
 
+from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
 from mmfusion.layers.cache import BlockCache
-from mmfusion.layers.checks import check_tokens, check_width, checked_mask, refuse
+from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.layer_scale import LayerScale
 from mmfusion.layers.masks import real_queries, without_masked
@@ -129,10 +130,7 @@ class TransformerBlock(keras.layers.Layer):
         self.gains = (
             {}
             if layer_scale is None
-            else {
-                branch: LayerScale(initial=layer_scale, dtype=self.dtype_policy, name=f"{branch}_scale")
-                for branch in branches
-            }
+            else {branch: LayerScale(initial=layer_scale, dtype=self.dtype_policy, name=f"{branch}_scale") for branch in branches}
         )
 
     def _norm(self, name: str) -> keras.layers.LayerNormalization:
@@ -151,9 +149,7 @@ class TransformerBlock(keras.layers.Layer):
             name=name,
         )
 
-    def build(
-        self, tokens_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None
-    ) -> None:
+    def build(self, tokens_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None) -> None:
         """Builds all parts for the widths of tokens and context."""
         self._dim = check_width(tokens_shape, "tokens", self.name)
         tokens_shape = (None, None, self._dim)
@@ -184,7 +180,7 @@ class TransformerBlock(keras.layers.Layer):
         """Room for `max_length` tokens, and the context's keys and values, computed once."""
         if (self.cross is None) != (context is None):
             wanted = "none" if self.cross is None else "one"
-            refuse("a cache needs a context exactly where there is cross-attention", where=self.name, expected=wanted)
+            raise ConfigError("a cache needs a context exactly where there is cross-attention", where=self.name, expected=wanted)
         return BlockCache(
             self.attention.init_cache(batch_size, max_length),
             None if self.cross is None else self.cross.project_context(context, context_mask),
@@ -246,9 +242,13 @@ class TransformerBlock(keras.layers.Layer):
         check_tokens(tokens, "tokens", self.name, self._dim)
         crossed = context is not None if cache is None else cache.cross_attention is not None
         if self.cross is not None and not crossed:
-            refuse("a block with cross-attention got no context", where=self.name, expected="a context, or a cache made of one")
+            raise ConfigError(
+                "a block with cross-attention got no context", where=self.name, expected="a context, or a cache made of one"
+            )
         if self.cross is None and context is not None:
-            refuse("a block without cross-attention got a context", where=self.name, fix="build it with cross_attention=True")
+            raise ConfigError(
+                "a block without cross-attention got a context", where=self.name, fix="build it with cross_attention=True"
+            )
         if cache is not None:
             return checked_mask(mask, "mask", self.name, tokens.shape, cache.self_attention.key.shape[1])
         mask = getattr(tokens, "_keras_mask", None) if mask is None else mask

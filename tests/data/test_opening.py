@@ -33,9 +33,18 @@ def test_every_kind_opens_the_same_pictures(picture_source, tmp_path):
     paths = {"csv": folder, "jsonl": folder, "folder": folder / "beside", "tfrecord": folder / "records", "webdataset": folder / "tars"}
     expected = sorted((row.image.read(), row.captions) for row in rows)
     for kind, path in paths.items():
-        opened = open_source(data(source=kind, path=str(path)))
+        opened = open_source(data(source=kind, path=str(path), validation_share=0))
         assert sorted((row.image.read(), row.captions) for row in opened.splits["train"]) == expected, kind
     assert set(SOURCES) == {*paths, "builtin", "tfds"}
+
+
+def test_data_without_a_validation_split_gets_one(picture_source, tmp_path):
+    write_tfrecord(picture_source(20), tmp_path / "records")
+    options = {"source": "tfrecord", "path": str(tmp_path / "records"), "validation_share": 0.25}
+    splits = open_source(data(**options)).splits
+    assert (len(splits["train"]), len(splits["val"])) == (15, 5)
+    assert not {row.image_id for row in splits["train"]} & {row.image_id for row in splits["val"]}
+    assert open_source(data(**options)).splits == splits
 
 
 def test_limit_keeps_the_first_training_pictures():
