@@ -211,9 +211,7 @@ class Twin:
         photos = [photo(options)] * len(batch["image_id"]) if task == "encode_image_bytes" else []
 
         def run() -> Any:
-            autocast = self.torch.autocast(
-                self.device, dtype=self.torch.bfloat16, enabled=self.precision == "bfloat16"
-            )
+            autocast = self.torch.autocast(self.device, dtype=self.torch.bfloat16, enabled=self.precision == "bfloat16")
             with self.torch.inference_mode(), autocast:
                 if task == "encode_text":
                     return encode(tensors["token_ids"], tensors["token_mask"]).cpu()

@@ -133,9 +133,7 @@ def steady(batches: Iterable[Any], ahead: int, steps: int) -> Run:
     return run
 
 
-def our_batches(
-    recipe: Recipe, source: Source, tokenizer: Any, batch_size: int, count: int, *, cache: str
-) -> Iterable[Any]:
+def our_batches(recipe: Recipe, source: Source, tokenizer: Any, batch_size: int, count: int, *, cache: str) -> Iterable[Any]:
     """So many batches of `build_train_dataset`."""
     from mmfusion.data import Quarantine, build_train_dataset
     from mmfusion.training.experiment import image_transform
@@ -155,9 +153,7 @@ def our_batches(
     return dataset.take(count)
 
 
-def torch_batches(
-    recipe: Recipe, source: Source, vocabulary: Path, options: argparse.Namespace, count: int
-) -> Iterable[Any]:
+def torch_batches(recipe: Recipe, source: Source, vocabulary: Path, options: argparse.Namespace, count: int) -> Iterable[Any]:
     """So many batches of a `DataLoader`."""
     from torch_data import Collate, build_loader
 

@@ -86,9 +86,7 @@ class Block(nn.Module):
         self.output = nn.Linear(int(dim * mlp_ratio), dim)
         self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
 
-    def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False, context: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False, context: Tensor | None = None) -> Tensor:
         tokens = tokens + self.drop(self.attention(self.attention_norm(tokens), mask, causal))
         if self.cross is not None:
             tokens = tokens + self.drop(self.cross(self.cross_norm(tokens), context))

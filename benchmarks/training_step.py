@@ -149,9 +149,7 @@ def our_steps(recipe: Recipe, batch: dict[str, np.ndarray], precision: str, *, j
     return timed(work)
 
 
-def torch_steps(
-    recipe: Recipe, batch: dict[str, np.ndarray], precision: str, *, compiled: bool, steps: int, device: str
-) -> Run:
+def torch_steps(recipe: Recipe, batch: dict[str, np.ndarray], precision: str, *, compiled: bool, steps: int, device: str) -> Run:
     """The usual PyTorch loop on one batch again and again."""
     import torch
     from torch_model import build_twin, compute_losses, torch_batch, weighted_sum
@@ -189,9 +187,7 @@ def torch_optimizer(recipe: Recipe, model: Any) -> Any:
     matrices = [value for name, value in named if value.ndim > 1 and "position" not in name]
     others = [value for name, value in named if value.ndim <= 1 or "position" in name]
     groups = [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, lr=recipe.train.learning_rate, betas=(0.9, recipe.train.beta_2), eps=1e-8, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=recipe.train.learning_rate, betas=(0.9, recipe.train.beta_2), eps=1e-8, fused=True)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,7 @@ class MMFusionError(ValueError):
     ) -> None:
         self.what, self.where, self.expected, self.found, self.fix = what, where, expected, found, fix
         message = what if where is None else f"{what} [{where}]"
-        details = [
-            f"{label} {value}"
-            for label, value in (("expected", expected), ("found", found))
-            if value is not None
-        ]
+        details = [f"{label} {value}" for label, value in (("expected", expected), ("found", found)) if value is not None]
         if details:
             message = f"{message}: {', '.join(details)}"
         if fix:

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 # Two logical devices stand for two GPUs; TensorFlow takes this only before its first operation.
 tf.config.set_logical_device_configuration(

@@ -12,9 +12,16 @@ from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel, Mat
 VOCABULARY_SIZE, MAX_LENGTH, IMAGE_SIZE = 30, 7, (16, 24)
 
 
-def tiny_model(dtype: str = "float32", heads: tuple[str, ...] = ("contrastive", "matching", "captioning"), **options) -> ImageTextModel:
+def tiny_model(
+    dtype: str = "float32", heads: tuple[str, ...] = ("contrastive", "matching", "captioning"), **options
+) -> ImageTextModel:
     """A model of two blocks a part, with all three heads unless told otherwise."""
     dropout = options.pop("dropout", 0.0)
+    parts = {
+        "contrastive_head": ContrastiveHead(embedding_dim=8, dtype=dtype, name="contrastive_head"),
+        "matching_head": MatchingHead(dtype=dtype, name="matching_head"),
+        "captioning_head": CaptioningHead(start_id=2, end_id=3, dtype=dtype, name="captioning_head"),
+    }
     return ImageTextModel(
         image_encoder=VisionTransformer(
             image_size=IMAGE_SIZE, patch_size=8, dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="image_encoder"
@@ -24,9 +31,7 @@ def tiny_model(dtype: str = "float32", heads: tuple[str, ...] = ("contrastive", 
             dtype=dtype, name="text_encoder",
         ),
         fusion=CrossFusion(dim=12, image_dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="fusion"),
-        contrastive_head=ContrastiveHead(embedding_dim=8, dtype=dtype, name="contrastive_head") if "contrastive" in heads else None,
-        matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,
-        captioning_head=CaptioningHead(start_id=2, end_id=3, dtype=dtype, name="captioning_head") if "captioning" in heads else None,
+        **{name: head for name, head in parts.items() if name.removesuffix("_head") in heads},
         **options,
     )  # fmt: skip
 

@@ -103,7 +103,9 @@ def test_files_are_small_and_documented(path):
                 assert ast.get_docstring(function), f"{function.name} has no docstring"
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             bases = {ast.unparse(base) for base in node.bases}
-            small = bases & {"NamedTuple", "Protocol", "Section", "Exception", "_Transformer", "MMFusionError"} or node.decorator_list
+            small = (
+                bases & {"NamedTuple", "Protocol", "Section", "Exception", "_Transformer", "MMFusionError"} or node.decorator_list
+            )
             registered = any("register" in ast.unparse(item) for item in node.decorator_list)
             if registered or not small:
                 layers.append(node.name)
@@ -121,7 +123,9 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_using_layers_loads_nothing_that_they_do_not_need():
     # Keras itself brings matplotlib along.
-    assert loaded_after("import mmfusion; mmfusion.Attention; mmfusion.ImageTextModel") & set(HEAVY) <= loaded_after("import keras")
+    assert loaded_after("import mmfusion; mmfusion.Attention; mmfusion.ImageTextModel") & set(HEAVY) <= loaded_after(
+        "import keras"
+    )
 
 
 def test_help_is_quick_and_loads_no_tensorflow():

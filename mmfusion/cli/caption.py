@@ -16,7 +16,7 @@ def caption(
     """Write a caption for each picture."""
     import json
 
-    from mmfusion.cli.environment import quiet_tensorflow
+    from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
 
     quiet_tensorflow()
     from mmfusion.errors import DataError
@@ -28,16 +28,18 @@ def caption(
     failed = 0
     for start in range(0, len(paths), predictor.batch_size):
         batch = paths[start : start + predictor.batch_size]
-        try:
-            answers = [(path, answer, None) for path, answer in zip(batch, predictor.caption(batch), strict=True)]
-        except DataError:
-            answers = [_one(predictor, path) for path in batch]
+        with native_notes_hidden():
+            try:
+                answers = [(path, answer, None) for path, answer in zip(batch, predictor.caption(batch), strict=True)]
+            except DataError:
+                answers = [_one(predictor, path) for path in batch]
         for path, answer, error in answers:
             if answer is None:
                 failed += 1
                 typer.echo(f"error: {error}", err=True)
             elif json_lines:
-                typer.echo(json.dumps({"image": str(path), "caption": answer.text, "score": round(answer.score, 4)}, ensure_ascii=False))
+                row = {"image": str(path), "caption": answer.text, "score": round(answer.score, 4)}
+                typer.echo(json.dumps(row, ensure_ascii=False))
             else:
                 typer.echo(f"{path}: {answer.text}")
     if failed:

@@ -19,7 +19,9 @@ def data() -> None:
 def check(
     source: Annotated[
         str,
-        typer.Argument(help="A folder, a JSONL, CSV, TFRecord or tar file, a recipe (.yaml), 'builtin', or 'tfds:NAME'.", show_default=False),
+        typer.Argument(
+            help="A folder, a JSONL, CSV, TFRecord or tar file, a recipe (.yaml), 'builtin', or 'tfds:NAME'.", show_default=False
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="With a recipe: values to change.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,

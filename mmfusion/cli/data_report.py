@@ -31,7 +31,8 @@ def source_settings(source: str) -> dict[str, str]:
     else:
         name = path.name.lower()
         endings = {".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord"}
-        kind = next((kind for ending, kind in endings.items() if name.endswith(ending)), "tfrecord" if "tfrecord" in name else "jsonl")
+        otherwise = "tfrecord" if "tfrecord" in name else "jsonl"
+        kind = next((kind for ending, kind in endings.items() if name.endswith(ending)), otherwise)
     return {"source": kind, "path": source}
 
 
@@ -55,9 +56,7 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
         recipe = recipe_from_dict({"name": "check", "data": source_settings(source)}, where="the command line")
     console = Console(stderr=True)
     with console.status("reading everything once") as status:
-        result = check_source(
-            open_source(recipe.data), progress=lambda done, total: status.update(f"reading {done} of {total}")
-        )
+        result = check_source(open_source(recipe.data), progress=lambda done, total: status.update(f"reading {done} of {total}"))
     content = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
     if output is not None:
         output.write_text(content + "\n", encoding="utf-8")

@@ -46,12 +46,8 @@ def evaluate(
 
     source = open_source(recipe.data)
     with bar:
-        evaluate_model(
-            recipe, loaded.model, loaded.tokenizer, loaded.transform, source, folder, progress=progress
-        )
+        evaluate_model(recipe, loaded.model, loaded.tokenizer, loaded.transform, source, folder, progress=progress)
     if loaded.model.fusion is not None:
         split = recipe.evaluation.split or recipe.data.validation_split
-        draw_attention_example(
-            loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png"
-        )
+        draw_attention_example(loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png")
     print_report(folder)

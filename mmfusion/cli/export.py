@@ -10,7 +10,7 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="The run folder.", show_default=False)],
-    output: Annotated[Path | None, typer.Option(help="The folder to write. Default: saved_models/ and the recipe's name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: saved_models/ and the recipe's name.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export there.")] = False,
 ) -> None:
     """Write a SavedModel that takes image files and sentences."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import typer
 
@@ -18,13 +23,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Images and text joined by attention: train, evaluate, caption, search, tune, export.",
 )
-app.command()(train.train)
-app.command()(evaluate.evaluate)
-app.command()(caption.caption)
-app.command()(search.search)
-app.command()(tune.tune)
-app.command()(export.export)
-app.command()(verify.verify)
+
+
+class Stopped(Exception):
+    """Ctrl-C, with what to say about it."""
+
+
+def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    # Typer's versions tell an interrupt each in their own way, or not at all: it never gets to see one.
+    @functools.wraps(command)
+    def stoppable(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            raise Stopped(str(stop) or "stopped") from None
+
+    return stoppable
+
+
+for _command in (
+    train.train, evaluate.evaluate, caption.caption, search.search, tune.tune, export.export, verify.verify,
+):  # fmt: skip
+    app.command()(_stoppable(_command))
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 
@@ -45,31 +65,65 @@ def main(
         os.environ["MMFUSION_DEBUG"] = "1"
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line; errors that a person can act on are one line and exit status 2.
 
     Args:
-        arguments: What follows ``mmfusion``. Default: the process's own arguments.
+        arguments: What follows ``mmfusion``. Default: the process's own arguments; the process then ends here.
+
+    Raises:
+        SystemExit: With the exit status.
     """
+    status = _run(arguments)
+    if status and arguments is None:
+        _end_process(status)
+    raise SystemExit(status)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
-        app(args=arguments)
+        status = app(args=arguments, prog_name="mmfusion", standalone_mode=False)
     except MMFusionError as error:
-        _fail(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command again goes on where it was", 130)
+        return _tell(f"error: {error}", 2)
+    except (Stopped, KeyboardInterrupt, typer.Abort) as stop:
+        return _tell(str(stop) or "stopped", 130)
     except BrokenPipeError:
         # Whoever read our output has left (as `head` does): that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        return 0
     except Exception as error:
+        if hasattr(error, "format_message"):
+            return _tell_usage(error)
         line = (str(error).strip().splitlines() or [""])[0][:300]
-        _fail(f"error: unexpected {type(error).__name__}: {line} (mmfusion --debug … shows where)", 1)
+        return _tell(f"error: unexpected {type(error).__name__}: {line} (mmfusion --debug … shows where)", 1)
+    return status if isinstance(status, int) else 0
 
 
-def _fail(message: str, status: int) -> None:
+def _tell_usage(error: Any) -> int:
+    # What Typer raises for a wrong command line; its own way of telling takes six lines.
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError" or not message:
+        error.show()
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "mmfusion"
+    return _tell(f"error: {message[:1].lower()}{message[1:]}; see {command} --help", int(error.exit_code))
+
+
+def _tell(message: str, status: int) -> int:
     if os.environ.get("MMFUSION_DEBUG"):
         import traceback
 
         traceback.print_exc()
     typer.echo(message, err=True)
-    raise SystemExit(status)
+    return status
+
+
+def _end_process(status: int) -> NoReturn:
+    # A training that was stopped leaves threads of tf.data that wait for the interpreter while it waits for them: it would never
+    # end. What others registered for the end is done (temporary folders go), and nothing else.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmfusion.retrieval import Hit
 
 
 def search(
@@ -18,22 +22,24 @@ def search(
 ) -> None:
     """Find the pictures of a folder that fit a sentence best."""
     from rich.console import Console
-    from rich.progress import track  # noqa: F401
 
-    from mmfusion.cli.environment import quiet_tensorflow
+    from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
 
     quiet_tensorflow()
     from mmfusion.errors import DataError
     from mmfusion.export import load
-    from mmfusion.retrieval import ImageIndex, list_images
+    from mmfusion.retrieval import ImageIndex, check_query, list_images
 
+    check_query(text)
     paths = list_images(folder)
     if not paths:
         raise DataError("no pictures there", where=folder, expected="JPEG, PNG, WebP, GIF or BMP files")
     index = ImageIndex(load(model))
-    console = Console(stderr=True)
-    with console.status("embedding pictures") as status:
+    with native_notes_hidden() as screen, Console(file=screen).status("embedding pictures") as status:
         index.add(paths, progress=lambda done, total: status.update(f"embedding pictures: {done} of {total}"))
+    if not index.paths:
+        found = f"{len(paths)} bad ones, the first: {index.unreadable[0][1]}"
+        raise DataError("no readable picture there", where=folder, found=found)
     for _, reason in index.unreadable:
         typer.echo(f"skipped: {reason}", err=True)
     hits = index.search(text, top_k=top_k, rerank=rerank)
@@ -41,6 +47,13 @@ def search(
         match = "" if hit.match is None else f"  match {hit.match:.3f}"
         typer.echo(f"{rank:2}  similarity {hit.similarity:+.3f}{match}  {hit.path}")
     if picture is not None:
-        from mmfusion.evaluation.figures import draw_retrieval
+        _draw(text, hits, picture)
+        typer.echo(f"drawn: {picture}")
 
-        typer.echo(f"drawn: {draw_retrieval}")
+
+def _draw(text: str, hits: Sequence[Hit], picture: Path) -> None:
+    from mmfusion.data import decode_image
+    from mmfusion.evaluation.figures import draw_retrieval
+
+    images = [decode_image(hit.path.read_bytes()).numpy() for hit in hits]
+    draw_retrieval([text], [images], path=picture, scores=[[hit.similarity if hit.match is None else hit.match for hit in hits]])

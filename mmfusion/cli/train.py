@@ -25,12 +25,18 @@ def train(
     resolved = load_recipe(recipe, overrides or [], quick=quick)
     folder = run or Path("runs") / (resolved.name + ("-quick" if quick else ""))
     quiet_tensorflow()
+    from mmfusion.training import Checkpoints, RunFolder
     from mmfusion.training import train as train_recipe
 
-    result = train_recipe(resolved, folder)
+    try:
+        result = train_recipe(resolved, folder)
+    except KeyboardInterrupt:
+        steps = Checkpoints(RunFolder(folder).checkpoints).steps()
+        place = f"after step {steps[-1]}" if steps else "from the start: there was no checkpoint yet"
+        raise KeyboardInterrupt(f"stopped; the same command again continues {place} ({folder})") from None
     console = Console()
-    best = "" if result.best is None else f"best {result.monitor} {result.best:.4g} at epoch {result.best_epoch + 1}, "
+    best = ""
+    if result.best is not None and result.best_epoch is not None:
+        best = f"best {result.monitor} {result.best:.4g} at epoch {result.best_epoch + 1}, "
     skipped = f", {result.skipped} bad examples skipped (see quarantine.jsonl)" if result.skipped else ""
-    console.print(
-        f"{result.step} steps, {best}{result.seconds:.0f} s{skipped}; {folder}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{result.step} steps, {best}{result.seconds:.0f} s{skipped}; {folder}", highlight=False, soft_wrap=True)

@@ -11,8 +11,12 @@ import typer
 def verify(
     export: Annotated[Path, typer.Argument(help="The export's folder.", show_default=False)],
     run: Annotated[Path, typer.Option(help="The run that it was made from.", show_default=False)],
-    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to compare on. Default: drawn ones.", show_default=False)] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Largest difference. Default 1e-4 (float32) or 2e-2 (bfloat16).")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Pictures to compare on. Default: drawn ones.", show_default=False)
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest difference. Default 1e-4 (float32) or 2e-2 (bfloat16).")
+    ] = None,
 ) -> None:
     """Run an export in a fresh process and compare every output with the Keras model."""
     from rich.console import Console
@@ -28,7 +32,8 @@ def verify(
     comparisons = verify_export(export, load_run(run), images=list(images or []) or None, tolerance=tolerance)
     table = Table("output", "shape", "largest difference", "tolerance", "")
     for row in comparisons:
-        table.add_row(row.output, str(row.shape), f"{row.difference:.2e}", f"{row.tolerance:.0e}", "ok" if row.passed else "DIFFERS")
+        verdict = "ok" if row.passed else "DIFFERS"
+        table.add_row(row.output, str(row.shape), f"{row.difference:.2e}", f"{row.tolerance:.0e}", verdict)
     Console().print(table)
     failed = [row.output for row in comparisons if not row.passed]
     if failed:

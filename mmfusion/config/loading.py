@@ -112,7 +112,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if content is None:
         raise ConfigError("the recipe is empty", where=where, expected="sections such as data, model, train")
     if not isinstance(content, dict):
-        raise ConfigError("not a recipe", where=where, expected="sections such as data, model, train", found=type(content).__name__)
+        raise ConfigError(
+            "not a recipe", where=where, expected="sections such as data, model, train", found=type(content).__name__
+        )
     return _with_numbers(content)
 
 
@@ -132,7 +134,9 @@ def _one_line(error: ValidationError, where: str) -> ConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         near = nearest_path(path)
-        return ConfigError("unknown key", where=f"{where}: {path}", fix=f"did you mean {near}?{more}" if near else more.strip() or None)
+        return ConfigError(
+            "unknown key", where=f"{where}: {path}", fix=f"did you mean {near}?{more}" if near else more.strip() or None
+        )
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         inner, _, rest = message.partition(": ")
@@ -147,7 +151,9 @@ def _one_line(error: ValidationError, where: str) -> ConfigError:
         choices = [part.strip("' ") for part in expected.replace(" or ", ",").split(",")]
         near_values = difflib.get_close_matches(found, choices, n=1)
         fix = f"did you mean {near_values[0]}?" if near_values else None
-    return ConfigError("wrong value", where=f"{where}: {path}", expected=expected, found=repr(found), fix=(fix or "") + more or None)
+    return ConfigError(
+        "wrong value", where=f"{where}: {path}", expected=expected, found=repr(found), fix=(fix or "") + more or None
+    )
 
 
 def _path(problem: Any) -> str:

@@ -61,7 +61,9 @@ class Recipe(Section):
             raise ValueError("evaluation.rerank_top_k: expected 0, since model.heads lacks matching")
         longest = self.text.max_tokens - 1
         if self.decoding.max_tokens is not None and self.decoding.max_tokens > longest:
-            raise ValueError(f"decoding.max_tokens: expected at most {longest} (text.max_tokens - 1), found {self.decoding.max_tokens}")
+            raise ValueError(
+                f"decoding.max_tokens: expected at most {longest} (text.max_tokens - 1), found {self.decoding.max_tokens}"
+            )
         figures = self.validation_figures
         for path, figure in (("train.monitor", self.train.monitor), *self._goal()):
             if figure not in figures:

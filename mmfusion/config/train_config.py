@@ -49,7 +49,9 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="Highest learning rate.")
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="Share of the steps that warm up.")
     weight_decay: Weight = Field(0.05, description="Decoupled weight decay of matrices.")
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="Largest norm of the gradient; none does not clip.")
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
+        1.0, description="Largest norm of the gradient; none does not clip."
+    )
     beta_2: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.98, description="Decay of AdamW's second moment.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Number format of the computation.")
     strategy: Literal["one", "mirrored"] = Field("one", description="One device, or copies on several.")

@@ -135,6 +135,4 @@ def _held_out(emoji: Sequence[str], names: dict[str, dict[str, tuple[str, ...]]]
 
 
 def _all_words(captions: dict[str, tuple[str, ...]]) -> set[str]:
-    return {
-        f"{language}:{word}" for language, texts in captions.items() for text in texts for word in text.lower().split()
-    }
+    return {f"{language}:{word}" for language, texts in captions.items() for text in texts for word in text.lower().split()}

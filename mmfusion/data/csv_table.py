@@ -47,7 +47,10 @@ def read_csv(path: str | Path) -> Source:
             _add_rows(builder, path, csv.reader(file, delimiter="\t" if "\t" in header else ","))
     except OSError as error:
         raise DataError(
-            "cannot read the data", where=path, found=error.strerror, fix="set data.path to a CSV file, or to a folder with a captions.csv"
+            "cannot read the data",
+            where=path,
+            found=error.strerror,
+            fix="set data.path to a CSV file, or to a folder with a captions.csv",
         ) from error
     return builder.build()
 
@@ -82,6 +85,4 @@ def _add_rows(builder: SourceBuilder, path: Path, reader: csv._reader) -> None: 
             continue
         split = values[places["split"]] if "split" in places and len(values) > places["split"] else "train"
         location = image if "://" in image else str(path.parent / image)
-        builder.add(
-            name, os.path.normpath(image), ImageReference(location), values[places["caption"]], split.strip() or "train"
-        )
+        builder.add(name, os.path.normpath(image), ImageReference(location), values[places["caption"]], split.strip() or "train")

@@ -80,9 +80,7 @@ class EpochOrder:
         else:
             row = np.searchsorted(self._ends, unit, side="right")
             caption = unit - (self._ends[row] - self._counts[row])
-        seed = np.stack(
-            [hash64(self.seed, _AUGMENTATION, epoch, unit), hash64(self.seed, _AUGMENTATION, unit, epoch)], axis=1
-        )
+        seed = np.stack([hash64(self.seed, _AUGMENTATION, epoch, unit), hash64(self.seed, _AUGMENTATION, unit, epoch)], axis=1)
         return Units(row, caption, seed.view(np.int64))
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -67,9 +67,7 @@ class ImageTransform:
         if interpolation not in _INTERPOLATIONS:
             raise ConfigError("unknown interpolation", expected=" or ".join(_INTERPOLATIONS), found=repr(interpolation))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ConfigError(
-                "impossible normalisation", expected="three means and three positive stds", found=f"{mean}, {std}"
-            )
+            raise ConfigError("impossible normalisation", expected="three means and three positive stds", found=f"{mean}, {std}")
         self.size: tuple[int, int] = (sides[0], sides[1])
         self.resize_mode = resize
         self.mean = tuple(float(value) for value in mean)

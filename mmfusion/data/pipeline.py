@@ -123,9 +123,7 @@ def build_train_dataset(
             fix="lower train.batch_size",
         )
     loader = ImageLoader(examples, transform, quarantine, cache=cache)
-    augmentation = (
-        augment if isinstance(augment, Augmentation) or augment is None else Augmentation.from_config(augment)
-    )
+    augmentation = augment if isinstance(augment, Augmentation) or augment is None else Augmentation.from_config(augment)
     height, width = transform.size
 
     def load(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -44,13 +44,9 @@ class Source:
             return self.splits[split]
         if split == "all":
             return [example for name in sorted(self.splits) for example in self.splits[name]]
-        raise DataError(
-            "no such split", where=self.name, expected=", ".join([*sorted(self.splits), "all"]), found=repr(split)
-        )
+        raise DataError("no such split", where=self.name, expected=", ".join([*sorted(self.splits), "all"]), found=repr(split))
 
-    def with_validation_share(
-        self, share: float, seed: int, *, split: str = "train", validation: str = "val"
-    ) -> Source:
+    def with_validation_share(self, share: float, seed: int, *, split: str = "train", validation: str = "val") -> Source:
         """Moves a random share of the pictures of one split into a validation split.
 
         Whole pictures move, with all their captions. Which ones depends on the seed and `image_id` only.

@@ -78,9 +78,7 @@ def _state_error(expected: str, found: str) -> ConfigError:
     )
 
 
-def log_probabilities(
-    logits: KerasTensor, position: KerasTensor, *, end_id: int, pad_id: int, min_tokens: int
-) -> KerasTensor:
+def log_probabilities(logits: KerasTensor, position: KerasTensor, *, end_id: int, pad_id: int, min_tokens: int) -> KerasTensor:
     """The model's log-probabilities of the next token, ``-inf`` for what may not come next.
 
     They are not spread anew over what is allowed, so that a text's score is what the model itself says of it. A row

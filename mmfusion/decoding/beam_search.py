@@ -165,9 +165,7 @@ class _Search:
         """Writes one token to each live text."""
         count, length = self.beam_size, beams.position + 1
         logits, new_leaves = self.stepper(ops.reshape(beams.last, (-1,)), leaves)
-        scores = log_probabilities(
-            logits, beams.position, end_id=self.end_id, pad_id=self.pad_id, min_tokens=self.min_tokens
-        )
+        scores = log_probabilities(logits, beams.position, end_id=self.end_id, pad_id=self.pad_id, min_tokens=self.min_tokens)
         vocabulary = _vocabulary_size(scores)
         totals = beams.live_totals[..., None] + ops.reshape(scores, (-1, count, vocabulary))
         # A live text has one continuation that ends, so that among 2K there are always K that go on.

@@ -116,9 +116,7 @@ class TextTransformer(keras.layers.Layer):
     def init_cache(self, batch_size: int | KerasTensor, max_length: int | None = None) -> TextCache:
         """An empty cache for decoding up to `max_length` tokens (default: the longest text)."""
         length = self.max_length if max_length is None else max_length
-        return TextCache(
-            tuple(block.init_cache(batch_size, length) for block in self.blocks), ops.convert_to_tensor(0, "int32")
-        )
+        return TextCache(tuple(block.init_cache(batch_size, length) for block in self.blocks), ops.convert_to_tensor(0, "int32"))
 
     def call(
         self,

@@ -84,9 +84,7 @@ class VisionTransformer(keras.layers.Layer):
         self.dropout = dropout
         self.stochastic_depth = stochastic_depth
         self.kernel = kernel
-        self.patch_embedding = PatchEmbedding(
-            patch_size=patch_size, dim=dim, dtype=self.dtype_policy, name="patch_embedding"
-        )
+        self.patch_embedding = PatchEmbedding(patch_size=patch_size, dim=dim, dtype=self.dtype_policy, name="patch_embedding")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.blocks = [
             TransformerBlock(

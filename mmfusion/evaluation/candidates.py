@@ -10,9 +10,7 @@ import numpy.typing as npt
 from mmfusion.errors import ConfigError
 
 
-def first_candidates(
-    scores: npt.NDArray[Any], k: int, right: npt.NDArray[np.bool_] | None = None
-) -> npt.NDArray[np.int64]:
+def first_candidates(scores: npt.NDArray[Any], k: int, right: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
     """Finds the k items of highest score of each query, best first.
 
     Of equal scores the item that comes first is first; with `right`, wrong items come before right ones, as in

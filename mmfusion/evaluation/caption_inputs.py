@@ -25,9 +25,7 @@ def check_caption_lists(candidates: Sequence[object], references: Sequence[Seque
     """
     for name, value in (("candidates", candidates), ("references", references)):
         if isinstance(value, str):
-            raise DataError(
-                f"{name} are a list with an entry for each image", found=repr(value), fix="put it into a list"
-            )
+            raise DataError(f"{name} are a list with an entry for each image", found=repr(value), fix="put it into a list")
     if len(candidates) != len(references):
         raise DataError(
             "candidates and references differ in number",

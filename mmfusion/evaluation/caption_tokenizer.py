@@ -63,8 +63,7 @@ _ABBREVIATION = (
 )
 _STATE = "Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"  # words of their own without the capital
 _APOSTROPHED = (
-    "'n|[ldj]'|ol'|somethin'|dunkin'|'em|'cause|'till?|c'mon|more'n|ma'ams?|you'all|o'clock|li'l|d'ye|ne'er|e'er|o'er"
-    "|s'mores"
+    "'n|[ldj]'|ol'|somethin'|dunkin'|'em|'cause|'till?|c'mon|more'n|ma'ams?|you'all|o'clock|li'l|d'ye|ne'er|e'er|o'er|s'mores"
 )
 
 # Each pattern's first group is the token; what it matches beyond counts for the length, as trailing context does in a
@@ -149,9 +148,7 @@ def tokenize_captions(captions: Iterable[str]) -> list[list[str]]:
         [['two', 'dogs', 'run'], []]
     """
     if isinstance(captions, str):
-        raise DataError(
-            "captions are a list of texts", expected="list[str]", found=repr(captions), fix="put it into a list"
-        )
+        raise DataError("captions are a list of texts", expected="list[str]", found=repr(captions), fix="put it into a list")
     tokens = []
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):

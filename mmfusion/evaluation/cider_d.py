@@ -81,9 +81,7 @@ def cider_d(
 
 def _count(tokens: Tokens, max_order: int) -> Counter[_Ngram]:
     return Counter(
-        tuple(tokens[start : start + order])
-        for order in range(1, max_order + 1)
-        for start in range(len(tokens) - order + 1)
+        tuple(tokens[start : start + order]) for order in range(1, max_order + 1) for start in range(len(tokens) - order + 1)
     )
 
 

@@ -189,9 +189,7 @@ def label(target: Any, x: float, y: float, text: str, **options: Any) -> Any:
     return target.text(x, y, text, **style)
 
 
-def wrap_text(
-    figure: Figure, text: str, width: float, *, size: float, max_lines: int = 3, weight: str = "normal"
-) -> str:
+def wrap_text(figure: Figure, text: str, width: float, *, size: float, max_lines: int = 3, weight: str = "normal") -> str:
     r"""Breaks text into lines that fit, as measured with the font that will draw it.
 
     Args:

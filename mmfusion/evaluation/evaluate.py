@@ -150,9 +150,7 @@ def _draw(
 ) -> None:
     from mmfusion.evaluation.figures import draw_captions, draw_retrieval
 
-    examples = {
-        example.image_id: example for examples in evaluator.gallery.splits.values() for example in examples
-    }
+    examples = {example.image_id: example for examples in evaluator.gallery.splits.values() for example in examples}
     if encoded is not None:
         queries = np.flatnonzero(encoded.text_query)
         queries = queries[np.linspace(0, len(queries) - 1, min(rows, len(queries))).astype(int)]

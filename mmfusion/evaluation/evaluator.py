@@ -96,9 +96,7 @@ class Evaluator:
         progress: Progress | None = None,
     ) -> None:
         if split not in source.splits:
-            raise DataError(
-                "no such split", where=source.name, expected=", ".join(sorted(source.splits)), found=split
-            )
+            raise DataError("no such split", where=source.name, expected=", ".join(sorted(source.splits)), found=split)
         self.model = model
         self.tokenizer = tokenizer
         self.transform = transform
@@ -109,7 +107,9 @@ class Evaluator:
         if gallery == "all":
             asked = {example.image_id for example in self.examples}
             gallery_examples = [
-                example for name in sorted(source.splits) for example in source.splits[name]
+                example
+                for name in sorted(source.splits)
+                for example in source.splits[name]
                 if example.image_id in asked or name != split
             ]
         self.gallery = Source(name=source.name, splits={"gallery": gallery_examples}, bad_rows=[])
@@ -123,9 +123,7 @@ class Evaluator:
         self._captioners: dict[tuple, Any] = {}
         self._losses: Any = None
 
-    def losses(
-        self, compute: Callable[[dict[str, tf.Tensor]], dict[str, tuple[tf.Tensor, tf.Tensor]]]
-    ) -> dict[str, float]:
+    def losses(self, compute: Callable[[dict[str, tf.Tensor]], dict[str, tuple[tf.Tensor, tf.Tensor]]]) -> dict[str, float]:
         """Means over the split of what `compute` says of a batch, each image with one of its captions.
 
         Args:
@@ -143,9 +141,7 @@ class Evaluator:
             # A fixed choice that still uses all of the captions over the split.
             texts = [captions[int(key)][int(key) % len(captions[int(key)])] for key in ids]
             tokens = self.tokenizer(tf.constant(texts))
-            figures = self._losses(
-                {**batch, "token_ids": tokens.token_ids, "token_mask": tokens.token_mask}
-            )
+            figures = self._losses({**batch, "token_ids": tokens.token_ids, "token_mask": tokens.token_mask})
             for name, (mean, count) in figures.items():
                 total = totals.setdefault(name, [0.0, 0.0])
                 total[0] += float(mean) * float(count)
@@ -238,9 +234,7 @@ class Evaluator:
             tf.constant(encoded.patches[images]), tf.constant(encoded.text_tokens[texts]), tf.constant(encoded.text_mask[texts])
         ).numpy()
 
-    def captions(
-        self, *, limit: int | None = None, beam_size: int = 1, **options: Any
-    ) -> CaptionsResult:
+    def captions(self, *, limit: int | None = None, beam_size: int = 1, **options: Any) -> CaptionsResult:
         """Captions the split's images and scores them against their references.
 
         Args:

@@ -92,10 +92,7 @@ def _panels(series: Mapping[str, Any]) -> dict[str, list[str]]:
     groups |= _RECALLS
     groups |= {_title(base): (base,) for base in others}
     groups["learning rate"] = ("learning_rate",)
-    panels = {
-        name: [key for base in group for key in (base, f"val_{base}") if key in series]
-        for name, group in groups.items()
-    }
+    panels = {name: [key for base in group for key in (base, f"val_{base}") if key in series] for name, group in groups.items()}
     return {name: keys for name, keys in panels.items() if keys}
 
 

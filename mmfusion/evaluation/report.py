@@ -133,9 +133,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Figures]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError("not a report", where=path, expected="what write_report writes", found=repr(error)) from error
     if missing:
-        raise DataError(
-            "not a report", where=path, expected="what write_report writes", found=f"no {', '.join(missing)}"
-        )
+        raise DataError("not a report", where=path, expected="what write_report writes", found=f"no {', '.join(missing)}")
     return facts, sections
 
 
@@ -190,9 +188,7 @@ def _plain(value: Any) -> Any:
 
 def _markdown(facts: Mapping[str, Any], sections: Mapping[str, Figures]) -> str:
     lines = ["# Evaluation", "", "|  |  |", "|---|---|"]
-    lines += [
-        f"| {_cell(name.replace('_', ' '))} | {_cell(value)} |" for name, value in facts.items() if name != "notes"
-    ]
+    lines += [f"| {_cell(name.replace('_', ' '))} | {_cell(value)} |" for name, value in facts.items() if name != "notes"]
     for note in facts["notes"]:
         lines += ["", f"> {' '.join(note.split())}"]
     for name, figures in sections.items():

@@ -94,10 +94,7 @@ def rerank(
     scores = _match(match_fn, pairs // texts, pairs % texts, batch_size, progress)[inverse]
     matches = np.split(scores, [image_pairs.size])
     ranks = RetrievalRanks(
-        *(
-            _second_ranks(stage, match.reshape(stage.right.shape), fuse)
-            for stage, match in zip(stages, matches, strict=True)
-        )
+        *(_second_ranks(stage, match.reshape(stage.right.shape), fuse) for stage, match in zip(stages, matches, strict=True))
     )
     metrics = metrics_of_ranks(ranks)
     for direction, stage in zip(directions, stages, strict=True):
@@ -154,7 +151,5 @@ def _second_ranks(stage: _FirstStage, match: npt.NDArray[np.float64], fuse: floa
     with np.errstate(invalid="ignore"):  # told below, in words
         scores = match + fuse * stage.scores if fuse else match
     if np.isnan(scores).any():
-        raise DataError(
-            "matching score and similarity cancel out", expected="finite numbers to fuse", found="inf - inf"
-        )
+        raise DataError("matching score and similarity cancel out", expected="finite numbers to fuse", found="inf - inf")
     return np.where(stage.right.any(axis=1), pessimistic_ranks(scores, stage.right), stage.ranks)

@@ -54,9 +54,7 @@ def attention_maps(
             continue
         size = scores.shape[axis]
         if not len(chosen) or not all(-size <= index < size for index in chosen):
-            raise ConfigError(
-                f"no such {name}", where=name, expected=f"some of {-size}..{size - 1}", found=list(chosen)
-            )
+            raise ConfigError(f"no such {name}", where=name, expected=f"some of {-size}..{size - 1}", found=list(chosen))
         scores = scores.take(list(chosen), axis=axis)
     maps: npt.NDArray[np.float64] = scores.mean(axis=(0, 1))
     if np.isnan(maps).any():
@@ -111,9 +109,7 @@ def draw_attention_overlay(
     if scale not in ("token", "shared"):
         raise ConfigError("no such scale", where="scale", expected="token or shared", found=scale)
     if not 0.0 <= opacity <= 1.0 or columns < 1:
-        raise ConfigError(
-            "impossible drawing", expected="opacity in 0..1, columns from 1", found=f"{opacity}, {columns}"
-        )
+        raise ConfigError("impossible drawing", expected="opacity in 0..1, columns from 1", found=f"{opacity}, {columns}")
     pixels = as_pixels(image)
     maps = attention_maps(attention, layers=layers, heads=heads)
     words = [token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in tokens]
@@ -151,9 +147,7 @@ def draw_attention_overlay(
     return save_figure(figure, path)
 
 
-def _lay_over(
-    axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None
-) -> None:
+def _lay_over(axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None) -> None:
     low, high = (float(heat.min()), float(heat.max())) if highest is None else (0.0, highest)
     strength = np.clip((heat - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(heat)
     smooth = _enlarge(strength, size)

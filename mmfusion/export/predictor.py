@@ -109,7 +109,7 @@ class Predictor:
         tensors = {name: tf.constant(list(value), tf.string) for name, value in values.items()}
         try:
             return {name: value.numpy() for name, value in self.functions[signature](**tensors).items()}
-        except tf.errors.InvalidArgumentError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             if "image_bytes" in values:
                 for image, content in zip(batch["image_bytes"], values["image_bytes"], strict=True):
                     check_image(image, content)
@@ -195,7 +195,7 @@ def check_image(image: Image, content: bytes) -> None:
 
     try:
         decode_image(tf.constant(content))
-    except (tf.errors.InvalidArgumentError, DataError) as error:
+    except (tf.errors.OpError, DataError) as error:
         name = "image_bytes" if isinstance(image, bytes) else image
         raise DataError(
             "not a readable image",

@@ -40,9 +40,7 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
     """
     output = Path(output)
     if output.exists() and not overwrite:
-        raise ExportError(
-            "there is something already", where=output, fix="choose another --output, or pass --overwrite"
-        )
+        raise ExportError("there is something already", where=output, fix="choose another --output, or pass --overwrite")
     if output.exists() and not (output / DESCRIPTION).is_file() and any(output.iterdir()):
         raise ExportError(
             "not replaced: this is no export of mmfusion", where=output, expected=DESCRIPTION, fix="choose another --output"
@@ -82,7 +80,7 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
 
 
 def example_image(size: int = 96) -> bytes:
-    """A drawn picture as JPEG bytes: free of any licence, for examples and checks.
+    r"""A drawn picture as JPEG bytes: free of any licence, for examples and checks.
 
     Args:
         size: Its side in pixels. Default 96.
@@ -90,7 +88,7 @@ def example_image(size: int = 96) -> bytes:
     Example:
         >>> from mmfusion.export.saved_model import example_image
         >>> example_image()[:2]
-        b'\\xff\\xd8'
+        b'\xff\xd8'
     """
     ramp = tf.linspace(0.0, 255.0, size)
     red, green = tf.meshgrid(ramp, ramp)
@@ -143,7 +141,7 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
         "",
         *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
         "",
-        "`python examples/request.py picture.jpg \"a sentence\"` runs them with `tensorflow` and `tensorflow_text` alone",
+        '`python examples/request.py picture.jpg "a sentence"` runs them with `tensorflow` and `tensorflow_text` alone',
         "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
         "",
     ]
@@ -164,7 +162,7 @@ def _write_examples(folder: Path, description: dict[str, Any]) -> None:
     (folder / REQUEST).write_text(_REQUEST_SCRIPT, encoding="utf-8")
 
 
-_REQUEST_SCRIPT = '''"""Asks every signature of this export about a picture and a sentence; needs tensorflow and tensorflow_text alone.
+_REQUEST_SCRIPT = '''"""Asks each signature of this export about a picture and a sentence; needs tensorflow and tensorflow_text.
 
     python examples/request.py [PICTURE] [SENTENCE]
     python examples/request.py --batch REQUEST.npz ANSWER.npz
@@ -180,10 +178,11 @@ import tensorflow_text  # noqa: F401  registers the tokenizer's operators
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def ask(model, image_bytes, text):
-    """Answers of all signatures, as {"signature/output": array}."""
+def ask(model, image_bytes, text, **more):
+    """Answers of all signatures whose inputs are given, as {"signature/output": array}."""
     answers = {}
     values = {"image_bytes": tf.constant(image_bytes), "text": tf.constant(text)}
+    values.update({name: tf.constant(value) for name, value in more.items()})
     for name, signature in sorted(model.signatures.items()):
         inputs = signature.structured_input_signature[1]
         if name == "serving_default" or not set(inputs) <= set(values):
@@ -200,7 +199,8 @@ def main(arguments):
         lengths, buffer = request["lengths"], request["bytes"].tobytes()
         ends = np.cumsum(lengths)
         images = [buffer[end - length : end] for end, length in zip(ends, lengths)]
-        answers = ask(model, images, [str(text) for text in request["text"]])
+        more = {name: request[name] for name in request.files if name.startswith("token_")}
+        answers = ask(model, images, [str(text) for text in request["text"]], **more)
         encoded = {}
         for key, value in answers.items():
             if value.dtype == object:

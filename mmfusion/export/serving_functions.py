@@ -12,7 +12,6 @@ from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
 
 
-
 class ServingFunction(NamedTuple):
     """One signature of an export.
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -76,8 +76,10 @@ def verify_export(
     sentences = [texts[i] if i < len(texts) else defaults[i % len(defaults)] for i in range(len(contents))]
     if tolerance is None:
         tolerance = 2e-2 if run.model.image_encoder.compute_dtype == "bfloat16" else 1e-4
-    served = _in_fresh_process(export, script, contents, sentences)
-    expected = _in_this_process(run, contents, sentences)
+    tokens = run.tokenizer(sentences)
+    token_inputs = {"token_ids": tokens.token_ids.numpy(), "token_mask": tokens.token_mask.numpy()}
+    served = _in_fresh_process(export, script, contents, sentences, token_inputs)
+    expected = _in_this_process(run, contents, sentences, token_inputs)
     if set(served) != set(expected):
         raise ExportError(
             "the export has other outputs than the model", where=export, expected=sorted(expected), found=sorted(served)
@@ -85,15 +87,18 @@ def verify_export(
     return [_compare(name, expected[name], served[name], tolerance) for name in sorted(expected)]
 
 
-def _in_fresh_process(export: Path, script: Path, contents: list[bytes], texts: list[str]) -> dict[str, np.ndarray]:
+def _in_fresh_process(
+    export: Path, script: Path, contents: list[bytes], texts: list[str], token_inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npz"
-        np.savez(
-            request,
-            lengths=np.array([len(content) for content in contents]),
-            bytes=np.frombuffer(b"".join(contents), np.uint8),
-            text=np.array(texts),
-        )
+        arrays: dict[str, Any] = {
+            "lengths": np.array([len(content) for content in contents]),
+            "bytes": np.frombuffer(b"".join(contents), np.uint8),
+            "text": np.array(texts),
+            **token_inputs,
+        }
+        np.savez(request, **arrays)
         process = subprocess.run(
             [sys.executable, str(script.resolve()), "--batch", str(request), str(answer)],
             capture_output=True,
@@ -110,7 +115,9 @@ def _in_fresh_process(export: Path, script: Path, contents: list[bytes], texts: 
             return {name: answers[name] for name in answers.files}
 
 
-def _in_this_process(run: LoadedRun, contents: list[bytes], texts: list[str]) -> dict[str, np.ndarray]:
+def _in_this_process(
+    run: LoadedRun, contents: list[bytes], texts: list[str], token_inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     decoding = run.recipe.decoding
     functions = serving_functions(
         run.model,
@@ -122,6 +129,7 @@ def _in_this_process(run: LoadedRun, contents: list[bytes], texts: list[str]) ->
         min_tokens=decoding.min_tokens,
     )
     values = {"image_bytes": tf.constant(contents), "text": tf.constant(texts)}
+    values |= {name: tf.constant(value) for name, value in token_inputs.items()}
     answers: dict[str, np.ndarray] = {}
     for name, serving in functions.items():
         keys = [spec.name for spec in serving.inputs]

@@ -108,10 +108,7 @@ class CrossFusion(Fusion):
     ) -> FusionCache:
         """Prepares decoding: empty room for the text, and the image's keys and values computed once."""
         return FusionCache(
-            tuple(
-                block.init_cache(batch_size, max_length, context=image, context_mask=image_mask)
-                for block in self.blocks
-            )
+            tuple(block.init_cache(batch_size, max_length, context=image, context_mask=image_mask) for block in self.blocks)
         )
 
     def call(

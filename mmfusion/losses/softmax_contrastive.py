@@ -89,9 +89,7 @@ def softmax_contrastive(
     # Scaling the b rows is cheaper than scaling the b x B products.
     image_to_text = ops.matmul(scale * image, ops.transpose(all_text))
     text_to_image = ops.matmul(scale * text, ops.transpose(all_image))
-    return 0.5 * (
-        _cross_entropy(image_to_text, masks, label_smoothing) + _cross_entropy(text_to_image, masks, label_smoothing)
-    )
+    return 0.5 * (_cross_entropy(image_to_text, masks, label_smoothing) + _cross_entropy(text_to_image, masks, label_smoothing))
 
 
 def _cross_entropy(logits: KerasTensor, masks: PairMasks, label_smoothing: float) -> KerasTensor:

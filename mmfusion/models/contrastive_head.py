@@ -75,9 +75,7 @@ class ContrastiveHead(keras.layers.Layer):
         self.image_projection = keras.layers.Dense(
             embedding_dim, use_bias=False, dtype=self.dtype_policy, name="image_projection"
         )
-        self.text_projection = keras.layers.Dense(
-            embedding_dim, use_bias=False, dtype=self.dtype_policy, name="text_projection"
-        )
+        self.text_projection = keras.layers.Dense(embedding_dim, use_bias=False, dtype=self.dtype_policy, name="text_projection")
 
     def build(self, image_shape: Sequence[int | None], text_shape: Sequence[int | None]) -> None:
         """Builds the projections, the temperature and the bias."""

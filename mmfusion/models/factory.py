@@ -88,15 +88,11 @@ def build_model(
         )
         if fused
         else None,
-        contrastive_head=ContrastiveHead(
-            embedding_dim=recipe.model.embedding_dim, dtype=dtype, name="contrastive_head"
-        )
+        contrastive_head=ContrastiveHead(embedding_dim=recipe.model.embedding_dim, dtype=dtype, name="contrastive_head")
         if "contrastive" in heads
         else None,
         matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,
-        captioning_head=CaptioningHead(
-            start_id=start_id, end_id=end_id, pad_id=pad_id, dtype=dtype, name="captioning_head"
-        )
+        captioning_head=CaptioningHead(start_id=start_id, end_id=end_id, pad_id=pad_id, dtype=dtype, name="captioning_head")
         if "captioning" in heads
         else None,
         name="image_text_model",

@@ -254,9 +254,7 @@ class ImageTextModel(keras.Model):
         }
         if beam_size == 1:
             return greedy(self.caption_step, state, **options)
-        return beam_search(
-            self.caption_step, state, beam_size=beam_size, length_penalty=length_penalty, **options
-        )
+        return beam_search(self.caption_step, state, beam_size=beam_size, length_penalty=length_penalty, **options)
 
     def caption_step(self, token_ids: KerasTensor, state: CaptionState) -> tuple[KerasTensor, CaptionState]:
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
@@ -266,9 +264,7 @@ class ImageTextModel(keras.Model):
         logits = self.text_encoder.logits(head(fused.text))[:, 0]
         return logits, CaptionState(text_cache, fused.cache)
 
-    def attend(
-        self, images: KerasTensor, token_ids: KerasTensor, token_mask: KerasTensor | None = None
-    ) -> KerasTensor:
+    def attend(self, images: KerasTensor, token_ids: KerasTensor, token_mask: KerasTensor | None = None) -> KerasTensor:
         """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1."""
         patches = self.image_encoder(images, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, training=False)

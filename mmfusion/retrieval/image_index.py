@@ -85,17 +85,14 @@ class ImageIndex:
             The hits, best first.
 
         Raises:
-            DataError: If the index is empty or the sentence is.
+            DataError: If the index is empty, or the sentence is no query; see `check_query`.
         """
-        if not text.strip():
-            raise DataError("an empty query", where="text", expected="a sentence", found=repr(text))
+        check_query(text)
         if self._index is None:
             raise DataError("the index is empty", found=f"{len(self.unreadable)} unreadable pictures", fix="add pictures first")
         count = min(max(top_k, rerank), len(self.paths))
         similarity, rows = self._index.search(self.predictor.encode_text([text]), count)
-        hits = [
-            Hit(self.paths[row], float(value), None) for row, value in zip(rows[0], similarity[0], strict=True)
-        ]
+        hits = [Hit(self.paths[row], float(value), None) for row, value in zip(rows[0], similarity[0], strict=True)]
         if rerank and "match" in self.predictor.signatures:
             candidates = hits[:rerank]
             scores = self.predictor.match([hit.path for hit in candidates], [text] * len(candidates))
@@ -114,6 +111,25 @@ class ImageIndex:
         return kept, np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32)
 
 
+def check_query(text: str) -> None:
+    """Says early that a text is no query.
+
+    Args:
+        text: The text.
+
+    Raises:
+        DataError: If it is empty, or longer than any caption may be.
+    """
+    from mmfusion.data.captions import MAX_CHARACTERS
+
+    if not text.strip():
+        raise DataError("an empty query", where="text", expected="a sentence", found=repr(text))
+    if len(text) > MAX_CHARACTERS:
+        raise DataError(
+            "the query is too long", where="text", expected=f"at most {MAX_CHARACTERS:,} characters", found=f"{len(text):,}"
+        )
+
+
 def list_images(folder: Path) -> list[Path]:
     """All pictures below a folder, by their endings, in a fixed order.
 
@@ -124,5 +140,6 @@ def list_images(folder: Path) -> list[Path]:
         DataError: If there is no such folder.
     """
     if not folder.is_dir():
-        raise DataError("no such folder", where=folder, expected="a folder of pictures", found="a file" if folder.exists() else None)
+        found = "a file" if folder.exists() else None
+        raise DataError("no such folder", where=folder, expected="a folder of pictures", found=found)
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -19,9 +19,7 @@ _BATCH = 4096
 _MAX_PIECE = 50
 
 
-def train_vocabulary(
-    captions: Iterable[str], *, size: int = 8000, lowercase: bool = True, min_frequency: int = 1
-) -> list[str]:
+def train_vocabulary(captions: Iterable[str], *, size: int = 8000, lowercase: bool = True, min_frequency: int = 1) -> list[str]:
     """Learns a WordPiece vocabulary from captions, the same for the same captions in any order.
 
     Words are split as `WordPieceTokenizer` splits them. The vocabulary holds the special tokens, then the alphabet

@@ -73,9 +73,7 @@ class WordPieceTokenizer(keras.layers.Layer):
     Source: Devlin et al. 2018 (arXiv:1810.04805); Wu et al. 2016 (arXiv:1609.08144), section 4.1.
     """
 
-    def __init__(
-        self, *, vocabulary: Sequence[str], lowercase: bool = True, max_length: int = 64, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, vocabulary: Sequence[str], lowercase: bool = True, max_length: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         tokens = check_vocabulary(vocabulary)
         if max_length < 2:

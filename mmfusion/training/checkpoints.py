@@ -19,7 +19,7 @@ _STATE, _PROGRESS = "state.safetensors", "progress.json"
 class Checkpoints:
     """A folder of checkpoints, each complete or absent.
 
-    A checkpoint holds every variable (weights, optimizer, random states, running means) as safetensors and the progress as JSON. It
+    A checkpoint holds every variable (weights, optimizer, random states) as safetensors and the progress as JSON. It
     is written beside its place and moved there when it is on the disk, so a kill or a full disk never harms an older one.
 
     Args:
@@ -68,7 +68,7 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            arrays = {key: np.ascontiguousarray(variable.numpy()) for key, variable in _keyed(variables).items()}
+            arrays = {key: np.require(variable.numpy(), requirements="C") for key, variable in _keyed(variables).items()}
             save_file(arrays, partial / _STATE)
             (partial / _PROGRESS).write_text(json.dumps({**progress, "step": step}), encoding="utf-8")
             for name in (_STATE, _PROGRESS):

@@ -56,9 +56,7 @@ def load_run(path: str | Path) -> LoadedRun:
     try:
         model = keras.saving.load_model(folder.best_model)
     except Exception as error:
-        raise CheckpointError(
-            "cannot load the model", where=folder.best_model, found=str(error).splitlines()[0][:200]
-        ) from error
+        raise CheckpointError("cannot load the model", where=folder.best_model, found=str(error).splitlines()[0][:200]) from error
     return LoadedRun(folder, recipe, model, load_tokenizer(recipe, folder.vocabulary), image_transform(recipe))
 
 
@@ -84,9 +82,7 @@ def prepare_tokenizer(recipe: Recipe, source: Source, vocabulary: Path) -> WordP
         if recipe.text.vocabulary is not None:
             tokens = read_vocabulary(recipe.text.vocabulary)
         else:
-            captions = (
-                caption for example in examples_of(source, recipe.data.train_split) for caption in example.captions
-            )
+            captions = (caption for example in examples_of(source, recipe.data.train_split) for caption in example.captions)
             tokens = train_vocabulary(captions, size=recipe.text.vocabulary_size, lowercase=recipe.text.lowercase)
         write_vocabulary(tokens, vocabulary)
     return load_tokenizer(recipe, vocabulary)

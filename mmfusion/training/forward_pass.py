@@ -12,7 +12,7 @@ from mmfusion.training.replicas import gather, row_offset
 
 
 def _computed_once(compute: Callable[[ForwardPass], tf.Tensor]) -> property:
-    # Not functools.cached_property: until Python 3.11 it holds a lock, and replicas, which are threads, wait for each other inside.
+    # Not functools.cached_property: until Python 3.11 it holds a lock, and replicas (threads) wait for each other inside.
     def read(self: ForwardPass) -> tf.Tensor:
         if compute.__name__ not in self._parts:
             self._parts[compute.__name__] = compute(self)
@@ -71,9 +71,7 @@ class ForwardPass:
     @_computed_once
     def text(self) -> tf.Tensor:
         """``float[b, T, D]``, read both ways."""
-        return self.model.text_encoder(
-            self.batch["token_ids"], token_mask=self.batch["token_mask"], training=self.training
-        )
+        return self.model.text_encoder(self.batch["token_ids"], token_mask=self.batch["token_mask"], training=self.training)
 
     @_computed_once
     def image_embedding(self) -> tf.Tensor:

@@ -19,8 +19,8 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """AdamW whose rate rises linearly for ``warmup · steps`` steps, then falls by a cosine.
 
-    ``rate(t) = learning_rate · (final + (1 - final) · (1 + cos(π · (t - w) / (steps - w))) / 2)`` for t ≥ w, the warm-up. Decay is
-    decoupled and leaves out every variable of less than two dimensions (biases, norms, temperature) and position embeddings.
+    ``rate(t) = learning_rate · (final + (1 - final) · (1 + cos(π · (t - w) / (steps - w))) / 2)`` for t ≥ w, the warm-up.
+    Decay is decoupled and leaves out every variable of less than two dimensions (biases, norms, temperature) and position embeddings.
 
     Args:
         variables: What is trained.
@@ -57,7 +57,7 @@ def build_optimizer(
         warmup_steps=warmup_steps,
     )
     optimizer = keras.optimizers.AdamW(
-        learning_rate=schedule, weight_decay=weight_decay, beta_1=0.9, beta_2=beta_2, epsilon=1e-8
+        learning_rate=schedule, weight_decay=weight_decay, beta_1=0.9, beta_2=beta_2, epsilon=1e-8, name="adam_w"
     )
     optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not decays(variable)])
     optimizer.build(variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,7 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
-from mmfusion.data import Quarantine, Source, build_train_dataset, steps_per_epoch
-from mmfusion.data import ImageTransform
+from mmfusion.data import ImageTransform, Quarantine, Source, build_train_dataset, steps_per_epoch
 from mmfusion.errors import CheckpointError, ConfigError
 from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.evaluation.figures import draw_learning_curves
@@ -114,19 +114,22 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     quarantine = Quarantine(run.quarantine, total=len(examples), max_share=data.max_bad_share)
     for bad in source.bad_rows:
         quarantine.record(bad.name, bad.reason)
-    dataset = build_train_dataset(
-        source,
-        data.train_split,
-        tokenizer=tokenizer,
-        transform=transform,
-        batch_size=options.batch_size,
-        augment=data.augment,
-        seed=recipe.seed,
-        start_step=step,
-        quarantine=quarantine,
-        cache=data.cache,
-        captions=data.captions,
-    )
+
+    def batches(start_step: int) -> tf.data.Dataset:
+        return build_train_dataset(
+            source,
+            data.train_split,
+            tokenizer=tokenizer,
+            transform=transform,
+            batch_size=options.batch_size,
+            augment=data.augment,
+            seed=recipe.seed,
+            start_step=start_step,
+            quarantine=quarantine,
+            cache=data.cache,
+            captions=data.captions,
+        )
+
     validation = Validation(
         validator(recipe, trainer, source, tokenizer, transform),
         model,
@@ -149,12 +152,18 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
             steps_per_epoch=epoch_steps,
             start_step=step,
             every=options.checkpoint_every,
-            progress=lambda: {"validation": validation.state, "stopped": trainer.stop_training},
+            progress=lambda: {
+                "validation": validation.state,
+                "stopped": trainer.stop_training,
+                "means": trainer.running_means(),
+            },
         ),
     ]
+    if step % epoch_steps:
+        trainer.continue_means(progress.get("means"))
     try:
         if not progress.get("stopped"):
-            _fit(trainer, dataset, callbacks, step, epoch_steps, options.epochs)
+            _fit(trainer, batches, callbacks, step, epoch_steps, options.epochs)
     except Exception as error:
         # tf.data wraps what its functions raise: the quarantine remembers the clear error.
         raise quarantine.error or error from error
@@ -200,9 +209,7 @@ def build_strategy(name: str, devices: int | None = None, *, batch_size: int) ->
     available = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     count = len(available) if devices is None else devices
     if count > len(available):
-        raise ConfigError(
-            "not so many devices here", where="train.devices", expected=f"at most {len(available)}", found=count
-        )
+        raise ConfigError("not so many devices here", where="train.devices", expected=f"at most {len(available)}", found=count)
     if batch_size % count:
         raise ConfigError(
             "the batch does not divide over the devices",
@@ -213,7 +220,7 @@ def build_strategy(name: str, devices: int | None = None, *, batch_size: int) ->
     return _mirrored(tuple(device.name for device in available[:count]))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     # One strategy a set of devices and process: each numbers its collectives from the same start, so that those of two
     # strategies meet in TensorFlow's one table and fail with "Shape mismatch in the collective instance".
@@ -226,24 +233,18 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
     terms: list[Objective] = []
     if objective.contrastive is not None:
         terms.append(
-            ContrastiveObjective(
-                weight=objective.contrastive.weight, label_smoothing=objective.contrastive.label_smoothing
-            )
+            ContrastiveObjective(weight=objective.contrastive.weight, label_smoothing=objective.contrastive.label_smoothing)
         )
     if objective.matching is not None:
         terms.append(MatchingObjective(weight=objective.matching.weight, seed=recipe.seed))
     if objective.captioning is not None:
         terms.append(
-            CaptioningObjective(
-                weight=objective.captioning.weight, label_smoothing=objective.captioning.label_smoothing
-            )
+            CaptioningObjective(weight=objective.captioning.weight, label_smoothing=objective.captioning.label_smoothing)
         )
     return terms
 
 
-def validator(
-    recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: ImageTransform
-) -> Any:
+def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: ImageTransform) -> Any:
     """A function that says the figures of the validation split, named ``val_…``."""
     model: ImageTextModel = trainer.model
     evaluator = Evaluator(
@@ -271,55 +272,72 @@ def validator(
 _CAPTION_FIGURES = ("val_cider_d", "val_bleu_4", "val_rouge_l")
 
 
-def _fit(trainer: Trainer, dataset: Any, callbacks: list, step: int, epoch_steps: int, epochs: int) -> None:
-    epoch, done = divmod(step, epoch_steps)
-    if done and epoch < epochs:
-        # Keras counts whole epochs: the rest of a broken one is a fit of its own, on the same stream of batches.
+def _fit(
+    trainer: Trainer,
+    batches: Callable[[int], tf.data.Dataset],
+    callbacks: list[keras.callbacks.Callback],
+    step: int,
+    epoch_steps: int,
+    epochs: int,
+) -> None:
+    # Keras counts whole epochs: the rest of a broken one is a fit of its own.
+    broken = step % epoch_steps
+    while step < epoch_steps * epochs and not trainer.stop_training:
+        epoch = step // epoch_steps
+        last = epoch + 1 if broken else epochs
         trainer.fit(
-            dataset,
+            batches(step),
             initial_epoch=epoch,
-            epochs=epoch + 1,
-            steps_per_epoch=epoch_steps - done,
+            epochs=last,
+            steps_per_epoch=epoch_steps - broken,
             callbacks=callbacks,
             shuffle=False,
             verbose=0,
         )
-        epoch += 1
-        dataset = dataset.skip(epoch_steps - done)
-    if epoch < epochs and not (done and trainer.stop_training):
-        trainer.fit(
-            dataset,
-            initial_epoch=epoch,
-            epochs=epochs,
-            steps_per_epoch=epoch_steps,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
+        step, broken = last * epoch_steps, 0
+
+
+# What may change between two starts of one run, since the batches, the loss and the updates do not depend on it.
+_FREE = (
+    "tune",
+    "quick",
+    "evaluation",
+    "decoding",
+    "data.max_bad_share",
+    "train.keep",
+    "train.checkpoint_every",
+    "train.tensorboard",
+)
 
 
 def _keep_recipe(recipe: Recipe, run: RunFolder) -> None:
-    from mmfusion.config import dump_recipe, load_recipe, save_recipe
+    from mmfusion.config import load_recipe, save_recipe
 
     if run.recipe.is_file():
-        earlier = load_recipe(run.recipe)
-        if dump_recipe(earlier) != dump_recipe(recipe):
-            changed = [
-                key
-                for key, value in recipe.model_dump().items()
-                if key not in ("tune", "quick") and earlier.model_dump().get(key) != value
-            ]
-            if changed:
-                raise ConfigError(
-                    "this folder holds a run of another recipe",
-                    where=run.path,
-                    found=f"changes in {', '.join(changed)}",
-                    fix="name another --run folder, or delete this one",
-                )
+        earlier, now = _flat(load_recipe(run.recipe).model_dump()), _flat(recipe.model_dump())
+        changed = [
+            path
+            for path in sorted({*earlier, *now})
+            if earlier.get(path) != now.get(path) and not any(path == free or path.startswith(f"{free}.") for free in _FREE)
+        ]
+        if changed:
+            raise ConfigError(
+                "this folder holds a run of another recipe",
+                where=run.path,
+                found=f"changes in {', '.join(changed)}",
+                fix="name another --run folder, or delete this one",
+            )
     try:
         save_recipe(recipe, run.recipe)
     except OSError as error:
         raise CheckpointError("cannot write the recipe", where=run.recipe, found=error.strerror) from error
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
 
 
 def _summary(model: ImageTextModel, source: Source, recipe: Recipe, epoch_steps: int, step: int) -> str:

@@ -63,10 +63,9 @@ class Trainer(keras.Model):
         self.objectives = list(objectives)
         self.clip_norm = clip_norm
         # Keras tracks what stands in an attribute: so the state of the drawing is saved with the checkpoints.
-        self.seed_generators = [
-            objective.seed_generator for objective in objectives if hasattr(objective, "seed_generator")
-        ]
+        self.seed_generators = [objective.seed_generator for objective in objectives if hasattr(objective, "seed_generator")]
         self._running: tf.Tensor | None = None
+        self._carried: tf.Tensor | None = None
         self.built = True
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:
@@ -74,8 +73,16 @@ class Trainer(keras.Model):
         return self.model(inputs, training=training)
 
     def reset_metrics(self) -> None:
-        """Starts the running means anew; Keras does it at each epoch."""
-        self._running = None
+        """Starts the running means anew; Keras does it at each epoch. After `continue_means`, once, with those."""
+        self._running, self._carried = self._carried, None
+
+    def running_means(self) -> list[list[float]] | None:
+        """The sums and counts behind this epoch's figures so far, as JSON knows them, or None before its first step."""
+        return None if self._running is None else self._running.numpy().tolist()
+
+    def continue_means(self, sums: list[list[float]] | None) -> None:
+        """Makes the next epoch go on with what `running_means` said, as a resumed half epoch must."""
+        self._carried = None if sums is None else tf.constant(sums, tf.float32)
 
     def compute_losses(
         self, batch: dict[str, tf.Tensor], *, training: bool
@@ -96,8 +103,7 @@ class Trainer(keras.Model):
             shares.update(output.metrics)
         names = list(shares)
         reduced = sum_across(
-            [tf.stop_gradient(shares[name].total) for name in names]
-            + [tf.stop_gradient(shares[name].count) for name in names]
+            [tf.stop_gradient(shares[name].total) for name in names] + [tf.stop_gradient(shares[name].count) for name in names]
         )
         totals = dict(zip(names, reduced[: len(names)], strict=True))
         counts = {name: tf.maximum(count, 1.0) for name, count in zip(names, reduced[len(names) :], strict=True)}
@@ -148,8 +154,7 @@ class Trainer(keras.Model):
             per_replica = strategy.run(step, args=(batch,))
             # Every replica holds the same global figures already.
             figures = {
-                name: tuple(strategy.experimental_local_results(part)[0] for part in pair)
-                for name, pair in per_replica.items()
+                name: tuple(strategy.experimental_local_results(part)[0] for part in pair) for name, pair in per_replica.items()
             }
             # Carried through and not kept in variables: Keras's metrics count an N-fold batch under N replicas.
             running += tf.stack([[value * count, count] for value, count in figures.values()])

@@ -71,8 +71,6 @@ def search_recipe(
     Raises:
         ConfigError: If the recipe has no ``tune`` section.
     """
-    import keras_tuner
-
     from mmfusion.config import save_recipe
 
     if recipe.tune is None or not recipe.tune.space:
@@ -81,10 +79,11 @@ def search_recipe(
             fix="write ranges such as tune.space: {train.learning_rate: {min: 1.0e-4, max: 1.0e-2, sampling: log}}",
         )  # fmt: skip
     folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     tune = recipe.tune
+    oracle = _oracle(recipe, max_trials or tune.max_trials)
+    folder.mkdir(parents=True, exist_ok=True)
     tuner = _tuner_class()(
-        oracle=_oracle(recipe, max_trials or tune.max_trials),
+        oracle=oracle,
         directory=str(folder),
         project_name="state",
     )
@@ -96,7 +95,6 @@ def search_recipe(
     if trials and trials[0].score is not None:
         best = folder / "best.yaml"
         save_recipe(trial_recipe(recipe, trials[0].values), best)
-    del keras_tuner
     return SearchResult(trials, best, folder / "trials.md")
 
 
@@ -125,6 +123,11 @@ def trial_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     return recipe_from_dict(content, where="a trial's recipe")
 
 
+def trial_command(run: Path) -> list[str]:
+    """The command that trains the trial of a folder, from its ``trial.yaml``."""
+    return [sys.executable, "-m", "mmfusion.cli.trial_process", str(run)]
+
+
 def _oracle(recipe: Recipe, max_trials: int) -> Any:
     import keras_tuner
 
@@ -145,6 +148,13 @@ def _oracle(recipe: Recipe, max_trials: int) -> Any:
     if tune.tuner == "random":
         return keras_tuner.oracles.RandomSearchOracle(max_trials=max_trials, **shared)
     if tune.tuner == "bayesian":
+        try:
+            import sklearn.gaussian_process  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "the bayesian tuner needs scikit-learn", where="tune.tuner", found=error,
+                fix="pip install scikit-learn, or set tune.tuner=random",
+            ) from error  # fmt: skip
         return keras_tuner.oracles.BayesianOptimizationOracle(max_trials=max_trials, **shared)
     return keras_tuner.oracles.HyperbandOracle(max_epochs=tune.epochs or recipe.train.epochs, **shared)
 
@@ -184,9 +194,8 @@ def _tuner_class() -> Any:
                 save_recipe(recipe, run / "trial.yaml")
             except ConfigError as error:
                 raise FailedTrialError(str(error)) from error
-            command = [sys.executable, "-m", "mmfusion", "train", str(run / "trial.yaml"), "--run", str(run)]
             with (run / "output.txt").open("a", encoding="utf-8") as output:
-                process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+                process = subprocess.run(trial_command(run), stdout=output, stderr=subprocess.STDOUT, check=False)
             if process.returncode in (130, -2):
                 raise KeyboardInterrupt
             if process.returncode:

@@ -24,7 +24,9 @@ def test_joins_rows_of_a_picture_and_reads_columns_by_name(tmp_path):
     assert source.splits["train"][0].captions == ("a dog, old", "a pet")
     assert source.splits["train"][0].image.path == str(tmp_path / "a.jpg")
     # The unquoted line break makes two short rows of one.
-    assert [row.name for row in source.bad_rows] == ["table.csv:3", ]
+    assert [row.name for row in source.bad_rows] == [
+        "table.csv:3",
+    ]
     assert [row.captions for row in source.splits["val"]] == [("lines",)]
 
 
@@ -50,9 +52,7 @@ def test_a_broken_row_is_named(tmp_path, row, reason):
     assert reason in source.bad_rows[0].reason
 
 
-@pytest.mark.parametrize(
-    ("content", "found"), [(b"file,text\na.jpg,a dog\n", "found file, text"), (b"", "found an empty file")]
-)
+@pytest.mark.parametrize(("content", "found"), [(b"file,text\na.jpg,a dog\n", "found file, text"), (b"", "found an empty file")])
 def test_the_header_must_name_the_columns(tmp_path, content, found):
     with pytest.raises(DataError, match=f"expected image, caption and, optionally, split, {found}"):
         read_csv(write(tmp_path, content))

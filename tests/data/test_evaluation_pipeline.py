@@ -19,9 +19,7 @@ def ids(dataset):
 
 def test_every_picture_once_in_order_with_the_rest(picture_source):
     source = picture_source(7)
-    dataset = build_eval_images(
-        source, "train", transform=TRANSFORM, batch_size=3, quarantine=Quarantine(None, total=7)
-    )
+    dataset = build_eval_images(source, "train", transform=TRANSFORM, batch_size=3, quarantine=Quarantine(None, total=7))
     assert ids(dataset) == [[0, 1, 2], [3, 4, 5], [6]]
     assert ids(dataset) == ids(dataset)
     first = next(dataset.as_numpy_iterator())
@@ -66,7 +64,9 @@ def test_all_is_all_splits_in_the_order_of_their_names(picture_source, tokenizer
     quarantine = Quarantine(None, total=5)
     images = build_eval_images(source, "all", transform=TRANSFORM, batch_size=9, quarantine=quarantine)
     assert ids(images) == [[0, 1, 2, 3, 4]]
-    assert ids(build_eval_texts(source, "all", tokenizer=tokenizer, batch_size=99)) == [[0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3]
+    assert ids(build_eval_texts(source, "all", tokenizer=tokenizer, batch_size=99)) == [
+        [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    ]
 
 
 def test_an_empty_split_gives_no_batch(tokenizer):

@@ -98,7 +98,7 @@ def test_many_threads_agree(picture_source):
 def test_a_range_that_ends_behind_its_file_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"0123456789")
     reference = ImageReference(str(tmp_path / "a.tar"), offset=6, length=10)
-    loader, quarantine = ImageLoader([Example(reference, ("x",), 0, "a.tar:1.jpg")], TRANSFORM, Quarantine(None, total=1, max_share=1.0)), None
+    loader = ImageLoader([Example(reference, ("x",), 0, "a.tar:1.jpg")], TRANSFORM, Quarantine(None, total=1, max_share=1.0))
     assert loader.load(0) is None
     assert "ends inside the image" in loader.quarantine.reasons["a.tar:1.jpg"]
     assert "expected 10 bytes at 6, found 4" in loader.quarantine.reasons["a.tar:1.jpg"]

@@ -36,9 +36,7 @@ def test_crop_keeps_the_middle():
     image = np.zeros((10, 40, 3), np.uint8)
     image[:, 15:25] = 200
     np.testing.assert_array_equal(ImageTransform(size=(10, 10), resize="crop").resize(image), 200)
-    np.testing.assert_array_equal(
-        ImageTransform(size=(10, 10), resize="crop").resize(image.transpose(1, 0, 2)), 200
-    )
+    np.testing.assert_array_equal(ImageTransform(size=(10, 10), resize="crop").resize(image.transpose(1, 0, 2)), 200)
 
 
 def test_pad_keeps_all_and_fills_with_the_mean():

@@ -30,7 +30,13 @@ def test_every_kind_opens_the_same_pictures(picture_source, tmp_path):
         (folder / "beside" / f"{row.image_id}.txt").write_text(row.captions[0] + "\n")
     write_tfrecord(source, folder / "records")
     write_webdataset(source, folder / "tars")
-    paths = {"csv": folder, "jsonl": folder, "folder": folder / "beside", "tfrecord": folder / "records", "webdataset": folder / "tars"}
+    paths = {
+        "csv": folder,
+        "jsonl": folder,
+        "folder": folder / "beside",
+        "tfrecord": folder / "records",
+        "webdataset": folder / "tars",
+    }
     expected = sorted((row.image.read(), row.captions) for row in rows)
     for kind, path in paths.items():
         opened = open_source(data(source=kind, path=str(path), validation_share=0))

@@ -97,9 +97,7 @@ def test_an_epoch_has_every_picture_once_and_augmentation_changes(picture_source
 def test_all_pairs_once_and_pairs_of_one_picture_share_the_id(picture_source, batches, tokenizer):
     source = picture_source(4, captions=[1, 3, 2, 4])
     epoch = batches(source, 5, captions="all", batch_size=2)
-    pairs = sorted(
-        pair for batch in epoch for pair in zip(batch["image_id"].tolist(), texts(tokenizer, batch), strict=True)
-    )
+    pairs = sorted(pair for batch in epoch for pair in zip(batch["image_id"].tolist(), texts(tokenizer, batch), strict=True))
     assert pairs == sorted((row.image_id, text) for row in source.splits["train"] for text in row.captions)
 
 

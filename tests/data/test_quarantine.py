@@ -19,8 +19,7 @@ def test_lists_each_once_from_many_threads(tmp_path):
     path = tmp_path / "deep" / "quarantine.jsonl"
     quarantine = Quarantine(path, total=100, max_share=1.0)
     threads = [
-        threading.Thread(target=lambda: [quarantine.record(f"é:{index}", "gone") for index in range(50)])
-        for _ in range(4)
+        threading.Thread(target=lambda: [quarantine.record(f"é:{index}", "gone") for index in range(50)]) for _ in range(4)
     ]
     for thread in threads:
         thread.start()

@@ -81,7 +81,7 @@ class PhotoCaptions(tfds.core.GeneratorBasedBuilder):
     """With the features of TFDS's ``coco_captions``."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = {}  # noqa: RUF012
+    url_infos = {}
 
     def _info(self):
         text = np.str_
@@ -97,23 +97,30 @@ class PhotoCaptions(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, manager):
-        return {"train": self._generate_examples(0, 3), "restval": self._generate_examples(3, 4), "val": self._generate_examples(4, 6)}
+        return {
+            "train": self._generate_examples(0, 3),
+            "restval": self._generate_examples(3, 4),
+            "val": self._generate_examples(4, 6),
+        }
 
     def _generate_examples(self, first, last):
         for number in range(first, last):
-            yield number, {
-                "captions": [{"id": k, "text": text} for k, text in enumerate(captions_of(number))],
-                "image": np.full((9, 12, 3), 20 * number, np.uint8),
-                "image/filename": f"{number}.jpg",
-                "objects": [],
-            }
+            yield (
+                number,
+                {
+                    "captions": [{"id": k, "text": text} for k, text in enumerate(captions_of(number))],
+                    "image": np.full((9, 12, 3), 20 * number, np.uint8),
+                    "image/filename": f"{number}.jpg",
+                    "objects": [],
+                },
+            )
 
 
 class PlainPictures(tfds.core.GeneratorBasedBuilder):
     """Pictures with labels and no captions."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = {}  # noqa: RUF012
+    url_infos = {}
 
     def _info(self):
         features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}

@@ -24,9 +24,7 @@ class State(NamedTuple):
 class RecurrentModel:
     """``h = tanh(h W + E[token] + features)``, ``logits = h U``; the same in keras.ops and in NumPy."""
 
-    def __init__(
-        self, *, vocabulary: int = 5, batch_size: int = 3, dim: int = 6, seed: int = 0, sharpness: float = 1.5
-    ) -> None:
+    def __init__(self, *, vocabulary: int = 5, batch_size: int = 3, dim: int = 6, seed: int = 0, sharpness: float = 1.5) -> None:
         self.ids = {"start_id": START, "end_id": END, "pad_id": PAD}
         generator = np.random.default_rng(seed)
         self.vocabulary, self.batch_size, self.dim = vocabulary, batch_size, dim
@@ -65,9 +63,7 @@ class RecurrentModel:
     def all_texts(self, max_tokens: int, min_tokens: int = 0) -> list[tuple[int, ...]]:
         """Every text that ends within the limit, and every one that is cut off there."""
         words = [token for token in range(self.vocabulary) if token not in (END, PAD)]
-        texts = [
-            (*text, END) for length in range(min_tokens, max_tokens) for text in itertools.product(words, repeat=length)
-        ]
+        texts = [(*text, END) for length in range(min_tokens, max_tokens) for text in itertools.product(words, repeat=length)]
         return texts + list(itertools.product(words, repeat=max_tokens))
 
 

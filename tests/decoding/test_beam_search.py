@@ -65,17 +65,13 @@ def test_with_beams_for_all_texts_it_equals_brute_force(
         found = texts_of(output, example)
         assert found[0] == ranking[0]
         assert sorted(found) == sorted(texts)
-        np.testing.assert_allclose(
-            output.scores[example, : len(texts)], [scores[text] for text in ranking], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(output.scores[example, : len(texts)], [scores[text] for text in ranking], rtol=1e-4, atol=1e-5)
         # There is nothing left for the last beams.
         assert (output.scores[example, len(texts) :].numpy() == -np.inf).all()
         assert (output.token_ids[example, len(texts) :].numpy() == PAD).all()
     if min_tokens == 0:
         # The penalties are told apart only if they do not all choose the same text.
-        chosen = {
-            max(texts, key=lambda text, p=penalty: model.total(0, text) / len(text) ** p) for penalty in PENALTIES
-        }
+        chosen = {max(texts, key=lambda text, p=penalty: model.total(0, text) / len(text) ** p) for penalty in PENALTIES}
         assert len(chosen) > 1
 
 
@@ -143,9 +139,7 @@ def test_searching_longer_never_finds_a_worse_best_text(recurrent_model) -> None
     for seed in range(6):
         model = recurrent_model(vocabulary=6, batch_size=8, seed=seed)
         early, late = (
-            beam_search(
-                model.step, model.state(), batch_size=8, beam_size=2, max_tokens=8, early_stopping=stop, **model.ids
-            )
+            beam_search(model.step, model.state(), batch_size=8, beam_size=2, max_tokens=8, early_stopping=stop, **model.ids)
             for stop in (True, False)
         )
         assert (late.scores[:, 0].numpy() >= early.scores[:, 0].numpy() - 1e-6).all()
@@ -265,9 +259,7 @@ class TestStopping:
             return ops.ones_like(token_ids, "float32")[:, None] * row[None], position + 1
 
         state = ops.zeros((), "int32")
-        output = beam_search(
-            step, state, batch_size=2, beam_size=beam_size, start_id=1, end_id=END, pad_id=PAD, **options
-        )
+        output = beam_search(step, state, batch_size=2, beam_size=beam_size, start_id=1, end_id=END, pad_id=PAD, **options)
         return len(calls), output
 
     def test_stops_when_all_beams_have_ended(self) -> None:
@@ -289,9 +281,7 @@ class TestStopping:
         assert texts_of(output, 0) == [tuple(expected)]
 
     def test_stops_by_the_bound_before_the_limit(self) -> None:
-        steps, _ = self.count_steps(
-            lambda t: [-99, 0, 3, 0, 0], 2, max_tokens=30, early_stopping=False, length_penalty=0.0
-        )
+        steps, _ = self.count_steps(lambda t: [-99, 0, 3, 0, 0], 2, max_tokens=30, early_stopping=False, length_penalty=0.0)
         assert steps < 5
 
     def test_what_ended_never_changes(self, recurrent_model) -> None:

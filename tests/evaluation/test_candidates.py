@@ -16,10 +16,7 @@ def test_equals_a_full_sort(k: int, decimals: int) -> None:
     scores = rng.normal(size=(9, 12)).round(decimals).astype("float32")
     right = rng.random((9, 12)) < 0.3
     plain = [sorted(range(12), key=lambda item: -row[item])[:k] for row in scores]
-    careful = [
-        sorted(range(12), key=lambda item: (-row[item], mark[item]))[:k]
-        for row, mark in zip(scores, right, strict=True)
-    ]
+    careful = [sorted(range(12), key=lambda item: (-row[item], mark[item]))[:k] for row, mark in zip(scores, right, strict=True)]
     assert first_candidates(scores, k).tolist() == plain
     assert first_candidates(scores, k, right).tolist() == careful
 

@@ -67,8 +67,7 @@ def test_retrieval_rows_frames_and_ranks(tmp_path: Path) -> None:
     check_png(tmp_path / "a" / "retrieval.png")
     assert len(figure.axes) == 3 + 7
     framed = [
-        bool(axes.images) and axes.spines["left"].get_linewidth() > 2 and axes.title.get_color() == RIGHT
-        for axes in figure.axes
+        bool(axes.images) and axes.spines["left"].get_linewidth() > 2 and axes.title.get_color() == RIGHT for axes in figure.axes
     ]
     assert framed == [False, False, True, False, False, False, False, False, False, True]
     assert figure.axes[2].get_title() == "2   0.5   ✓"
@@ -128,9 +127,7 @@ def write_log(path: Path) -> Path:
         lines.append({"kind": "step", "step": step, "epoch": 0, "time": 1.0, "learning_rate": 1e-3, "loss": 1 / step})
         if step % 50 == 0:
             figures = {f"val_{way}_r{k}": k * step / 20 for way in ("i2t", "t2i") for k in (1, 5, 10)}
-            lines.append(
-                {**lines[-1], "kind": "epoch", "val_loss": 2 / step, "val_rsum": 3.0, "val_cider_d": 0.5, **figures}
-            )
+            lines.append({**lines[-1], "kind": "epoch", "val_loss": 2 / step, "val_rsum": 3.0, "val_cider_d": 0.5, **figures})
     path.write_text("\n".join(map(json.dumps, lines)) + '\n[1]\nnull\n{"kind": "st')
     return path
 
@@ -156,9 +153,7 @@ def test_learning_curves(tmp_path: Path) -> None:
 
 
 def test_learning_curves_of_infinite_losses_still_draw(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text(
-        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}\n{"step": 3, "loss": 1}\n'
-    )
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}\n{"step": 3, "loss": 1}\n')
     draw_learning_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     check_png(tmp_path / "curves.png")
 

@@ -110,9 +110,7 @@ def test_icons_are_called_icons_wherever_a_score_is_shown(tmp_path: Path, extra:
 
 def test_printed_tables_hold_the_figures(tmp_path: Path) -> None:
     stream = io.StringIO()
-    print_report(
-        write_report(tmp_path, metrics(), {**META, "data": "[red]mine[/red]"}), Console(file=stream, width=120)
-    )
+    print_report(write_report(tmp_path, metrics(), {**META, "data": "[red]mine[/red]"}), Console(file=stream, width=120))
     text = stream.getvalue()
     assert "[red]mine[/red], val: 1000 images, 5000 captions, at 192x192, gallery: split" in text
     for part in (
@@ -130,9 +128,7 @@ def test_printed_tables_hold_the_figures(tmp_path: Path) -> None:
 
 def test_what_was_measured_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found no split, gallery"):
-        write_report(
-            tmp_path, {"a": 1.0}, {name: value for name, value in META.items() if name not in ("split", "gallery")}
-        )
+        write_report(tmp_path, {"a": 1.0}, {name: value for name, value in META.items() if name not in ("split", "gallery")})
     with pytest.raises(DataError, match=r"no number \[a\]"):
         write_report(tmp_path, {"a": "high"}, META)
     assert not list(tmp_path.iterdir())

@@ -36,9 +36,7 @@ def brute_force(data: dict, top_k: int, fuse: float) -> dict[str, float]:
         ranks, hits = [], []
         for row in range(len(similarity)):
             order = sorted(range(similarity.shape[1]), key=lambda item: (-similarity[row, item], right[row, item]))
-            head = sorted(
-                order[:top_k], key=lambda item: (-(match[row, item] + fuse * similarity[row, item]), right[row, item])
-            )
+            head = sorted(order[:top_k], key=lambda item: (-(match[row, item] + fuse * similarity[row, item]), right[row, item]))
             final = head + order[top_k:]
             ranks.append(1 + next(place for place, item in enumerate(final) if right[row, item]))
             hits.append(any(right[row, item] for item in head))
@@ -58,9 +56,7 @@ def run(data: dict, **options) -> dict[str, float]:
 @pytest.mark.parametrize("top_k", [1, 4, 16, 500])
 @pytest.mark.parametrize("fuse", [0.0, 0.7])
 def test_equals_brute_force(data: dict, top_k: int, fuse: float) -> None:
-    assert run(data, top_k=top_k, fuse=fuse, batch_size=7, chunk_size=5) == pytest.approx(
-        brute_force(data, top_k, fuse)
-    )
+    assert run(data, top_k=top_k, fuse=fuse, batch_size=7, chunk_size=5) == pytest.approx(brute_force(data, top_k, fuse))
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 10])
@@ -102,14 +98,10 @@ def test_each_pair_is_scored_once_in_batches_and_progress_is_told(data: dict) ->
     assert told[-1] == (len(seen), len(seen))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     wanted = {
-        (image, int(text))
-        for image in range(IMAGES)
-        for text in first_candidates(data["similarity"], 8, data["right"])[image]
+        (image, int(text)) for image in range(IMAGES) for text in first_candidates(data["similarity"], 8, data["right"])[image]
     }
     wanted |= {
-        (int(image), text)
-        for text in range(TEXTS)
-        for image in first_candidates(data["similarity"].T, 8, data["right"].T)[text]
+        (int(image), text) for text in range(TEXTS) for image in first_candidates(data["similarity"].T, 8, data["right"].T)[text]
     }
     assert set(seen) == wanted
 

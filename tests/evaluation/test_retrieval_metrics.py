@@ -84,9 +84,7 @@ def test_equals_brute_force_with_ties_and_subsets(seed: int) -> None:
 
 def test_images_without_texts_may_only_distract() -> None:
     similarity = np.array([[0.9], [0.95]])
-    with pytest.raises(
-        DataError, match=r"1 of 2 image queries have no text in the gallery \[image 1\].*of image 5; leave"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 image queries have no text in the gallery \[image 1\].*of image 5; leave"):
         retrieval_metrics(similarity, [4, 5], [4])
     metrics = retrieval_metrics(similarity, [4, 5], [4], image_query=[True, False])
     assert metrics["i2t_r1"] == 100.0

@@ -113,9 +113,7 @@ def test_nan_in_the_padding_gives_no_nan_gradient(kernel):
     layer, itself = attention(DC, query_key_norm=True, **kernel), attention(**kernel)
     query, context = stream(B, T, D), stream(B, S, DC, seed=1)
     filled = np.where(keys[..., None], context, np.nan).astype("float32")
-    first, second = (
-        gradients(layer, lambda q, c: tf.reduce_sum(layer(q, c, keys) ** 2), query, x) for x in (context, filled)
-    )
+    first, second = (gradients(layer, lambda q, c: tf.reduce_sum(layer(q, c, keys) ** 2), query, x) for x in (context, filled))
     for one, two in zip(first, second, strict=True):
         assert np.isfinite(two).all()
         np.testing.assert_array_equal(one, two)

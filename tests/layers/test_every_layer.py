@@ -99,9 +99,7 @@ def case(request) -> Case:
 
 
 def functional(case: Case, layer) -> keras.Model:
-    inputs = {
-        name: keras.Input(value.shape[1:], dtype=value.dtype.name, name=name) for name, value in case.inputs.items()
-    }
+    inputs = {name: keras.Input(value.shape[1:], dtype=value.dtype.name, name=name) for name, value in case.inputs.items()}
     return keras.Model(inputs, layer(**inputs))
 
 

@@ -127,9 +127,7 @@ def test_memory_of_chunked_is_linear():
             output = layer(tokens, context_mask=mask, causal=True)
         return output, tape.gradient(output, [tokens, *layer.trainable_weights])
 
-    function = step.get_concrete_function(
-        tf.TensorSpec((batch, length, width)), tf.TensorSpec((batch, length), "bool")
-    )
+    function = step.get_concrete_function(tf.TensorSpec((batch, length, width)), tf.TensorSpec((batch, length), "bool"))
     # Logits of one chunk, B · H · T · C, and streams of B · T · D; a matrix of queries and keys would have length².
     limit = batch * length * max(2 * chunk, width)
     assert limit < length**2

@@ -65,9 +65,7 @@ def compute() -> dict[str, list]:
         results[f"{name} cross"] = run(lambda q, c, cross=cross: cross(q, c, context_mask), tokens, filled)
         results[f"{name} pattern"] = run(lambda q, c, cross=cross: cross(q, c, pattern, causal=True), tokens, context)
         results[f"{name} self"] = run(lambda q, itself=itself: itself(q, context_mask=mask, causal=True), tokens)
-        results[f"{name} block"] = run(
-            lambda q, c, block=block: block(q, mask, c, context_mask, causal=True), tokens, filled
-        )
+        results[f"{name} block"] = run(lambda q, c, block=block: block(q, mask, c, context_mask, causal=True), tokens, filled)
 
         def cached(q, itself=itself):
             cache, outputs = itself.init_cache(B, T + 1), []

@@ -24,9 +24,7 @@ def test_parts_equal_the_whole(rows, length, keys, pattern, causal, seed):
     whole &= flat[:, None] if keys else True
     whole &= full if pattern else True
     whole &= np.tri(rows, length, length - rows, dtype=bool) if causal else True
-    mask = AttentionMask.of(
-        flat if keys else None, full if pattern else None, last=causal_last(rows, length) if causal else None
-    )
+    mask = AttentionMask.of(flat if keys else None, full if pattern else None, last=causal_last(rows, length) if causal else None)
     for places in (np.arange(length), np.arange(length)[length // 2 :]):
         found = mask.allowed(places)
         found = True if found is None else np.asarray(found)[:, 0]

@@ -90,9 +90,7 @@ def test_no_gradient_passes() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_runs_in_graph_with_a_free_batch(dtype: str, jit_compile: bool) -> None:
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None], dtype), tf.TensorSpec([None], tf.int64)], jit_compile=jit_compile
-    )
+    @tf.function(input_signature=[tf.TensorSpec([None, None], dtype), tf.TensorSpec([None], tf.int64)], jit_compile=jit_compile)
     def graph(similarity, ids):
         return sample_hard_negatives(similarity, ids, seed=3)
 

@@ -54,9 +54,7 @@ def test_perfect_pairs_at_a_high_scale_cost_nothing() -> None:
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [7, 3, 7, 7, 3, 1], [2, 2, 2, 2, 2, 2]])
 def test_equals_loops_in_numpy(duplicates: str, smoothing: float, ids: list[int]) -> None:
     image, text = unit_rows(6, 8, 0), unit_rows(6, 8, 1)
-    loss = softmax_contrastive(
-        image, text, 9.0, image_id=np.array(ids), label_smoothing=smoothing, duplicates=duplicates
-    )
+    loss = softmax_contrastive(image, text, 9.0, image_id=np.array(ids), label_smoothing=smoothing, duplicates=duplicates)
     np.testing.assert_allclose(loss, reference(image, text, 9.0, ids, smoothing, duplicates), rtol=2e-5, atol=1e-6)
 
 
@@ -77,9 +75,7 @@ def test_another_caption_of_the_image_is_never_pushed_away() -> None:
 def test_large_ids_are_not_confused() -> None:
     image, text = unit_rows(3, 8, 4), unit_rows(3, 8, 5)
     ids = np.array([2**24, 2**24 + 1, 2**24 + 2])
-    np.testing.assert_array_equal(
-        softmax_contrastive(image, text, 5.0, image_id=ids), softmax_contrastive(image, text, 5.0)
-    )
+    np.testing.assert_array_equal(softmax_contrastive(image, text, 5.0, image_id=ids), softmax_contrastive(image, text, 5.0))
 
 
 @pytest.mark.parametrize("duplicates", ["positive", "ignore"])
@@ -89,9 +85,7 @@ def test_shards_equal_the_whole_in_value_and_gradient(duplicates: str, with_ids:
     scale = tf.Variable(4.0)
     ids = np.array([1, 2, 1, 3, 2, 2]) if with_ids else None
     with tf.GradientTape() as tape:
-        whole = tf.reduce_mean(
-            softmax_contrastive(image, text, scale, image_id=ids, label_smoothing=0.1, duplicates=duplicates)
-        )
+        whole = tf.reduce_mean(softmax_contrastive(image, text, scale, image_id=ids, label_smoothing=0.1, duplicates=duplicates))
     whole_gradients = tape.gradient(whole, [image, text, scale])
     with tf.GradientTape() as tape:
         means = []
@@ -159,9 +153,7 @@ def test_runs_in_graph_with_a_free_batch(jit_compile: bool) -> None:
 def test_accepts_a_keras_variable_as_scale() -> None:
     features = unit_rows(3, 4, 14)
     scale = keras.Variable(2.0)
-    np.testing.assert_allclose(
-        softmax_contrastive(features, features, scale), softmax_contrastive(features, features, 2.0)
-    )
+    np.testing.assert_allclose(softmax_contrastive(features, features, scale), softmax_contrastive(features, features, 2.0))
 
 
 def test_says_what_does_not_go_together() -> None:

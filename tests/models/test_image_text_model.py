@@ -121,9 +121,7 @@ def test_impossible_models_are_refused_when_built():
         tiny_model(heads=())
     model = tiny_model()
     with pytest.raises(ConfigError, match="a fusion"):
-        type(model)(
-            image_encoder=model.image_encoder, text_encoder=model.text_encoder, matching_head=model.matching_head
-        )
+        type(model)(image_encoder=model.image_encoder, text_encoder=model.text_encoder, matching_head=model.matching_head)
     with pytest.raises(ConfigError, match="length of a caption"):
         model.caption(tiny_batch(1)["image"], max_tokens=MAX_LENGTH)
 

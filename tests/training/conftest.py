@@ -13,9 +13,7 @@ def full_disk(tmp_path):
     """A folder where small files fit and one of some megabytes does not: a small tmpfs, or a limit on the size of files."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False)
     if mounted.returncode == 0:
         yield folder
         subprocess.run(["umount", str(folder)], check=True)

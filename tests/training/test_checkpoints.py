@@ -48,7 +48,9 @@ def test_a_half_written_checkpoint_is_not_used(tmp_path):
     assert checkpoints.restore([weight])["step"] == 1
 
 
-@pytest.mark.parametrize("problem, message", [("shape", r"expected \[3\], found \[2\]"), ("missing", "is missing"), ("unknown", "is unknown")])
+@pytest.mark.parametrize(
+    "problem, message", [("shape", r"expected \[3\], found \[2\]"), ("missing", "is missing"), ("unknown", "is unknown")]
+)
 def test_a_checkpoint_of_another_model_names_the_tensors(tmp_path, problem, message):
     checkpoints = Checkpoints(tmp_path)
     saved = [variable([1.0, 2.0], "a")] + ([variable([1.0], "b")] if problem == "unknown" else [])

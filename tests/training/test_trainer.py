@@ -53,9 +53,7 @@ def test_clipping_bounds_the_summed_gradient(two_devices):
 def test_all_objectives_learn(jit_compile):
     model = tiny_model()
     trainer = Trainer(model, [ContrastiveObjective(), MatchingObjective(seed=1), CaptioningObjective()], clip_norm=1.0)
-    trainer.compile(
-        optimizer=build_optimizer(model.trainable_variables, steps=60, learning_rate=1e-2), jit_compile=jit_compile
-    )
+    trainer.compile(optimizer=build_optimizer(model.trainable_variables, steps=60, learning_rate=1e-2), jit_compile=jit_compile)
     batch = dict(tiny_batch(6), image_id=np.arange(6, dtype="int32"))
     history = trainer.fit(tf.data.Dataset.from_tensors(batch).repeat(), steps_per_epoch=30, epochs=2, verbose=0).history
     for name in ("loss", "contrastive_loss", "captioning_loss"):
@@ -68,9 +66,7 @@ def test_mixed_bfloat16_trains_on_two_replicas(two_devices):
         model = tiny_model("mixed_bfloat16", dropout=0.1)
         trainer = Trainer(model, [ContrastiveObjective(), MatchingObjective(), CaptioningObjective()])
         trainer.compile(optimizer=build_optimizer(model.trainable_variables, steps=20, learning_rate=5e-3))
-    history = trainer.fit(
-        tf.data.Dataset.from_tensors(tiny_batch(8)).repeat(), steps_per_epoch=10, epochs=2, verbose=0
-    ).history
+    history = trainer.fit(tf.data.Dataset.from_tensors(tiny_batch(8)).repeat(), steps_per_epoch=10, epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all() and history["loss"][1] < history["loss"][0]
 
 

@@ -50,9 +50,7 @@ class ProgressBar(keras.callbacks.Callback):
             TextColumn("{task.fields[figures]}"),
             console=self.console,
         )
-        self._task = self._progress.add_task(
-            "training", total=self.total_steps, completed=self.start_step, figures=""
-        )
+        self._task = self._progress.add_task("training", total=self.total_steps, completed=self.start_step, figures="")
         self._progress.start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -92,7 +90,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 def _worth(name: str) -> bool:
-    return name == "loss" or name.endswith(("_loss", "rsum", "r10", "cider_d")) and name.startswith("val_")
+    return name == "loss" or (name.endswith(("_loss", "rsum", "r10", "cider_d")) and name.startswith("val_"))
 
 
 def _duration(seconds: float) -> str:

@@ -32,9 +32,7 @@ class CaptioningObjective:
     def __call__(self, forward: ForwardPass) -> ObjectiveOutput:
         """Computes the term for one batch."""
         token_ids, mask = forward.batch["token_ids"], forward.batch["token_mask"]
-        logits = forward.model.caption_logits(
-            forward.patches, token_ids[:, :-1], mask[:, :-1], training=forward.training
-        )
+        logits = forward.model.caption_logits(forward.patches, token_ids[:, :-1], mask[:, :-1], training=forward.training)
         targets, target_mask = token_ids[:, 1:], mask[:, 1:]
         # Smoothing is a regulariser: it has no place in the figure by which models are compared.
         smoothing = self.label_smoothing if forward.training else 0.0

@@ -44,8 +44,6 @@ class ContrastiveObjective:
             offset=forward.offset,
             label_smoothing=self.label_smoothing,
         )
-        nearest = tf.argmax(
-            tf.matmul(forward.image_embedding, forward.all_text_embedding, transpose_b=True), axis=-1
-        )
+        nearest = tf.argmax(tf.matmul(forward.image_embedding, forward.all_text_embedding, transpose_b=True), axis=-1)
         right = tf.gather(forward.all_image_id, nearest) == forward.batch["image_id"]
         return ObjectiveOutput(mean_share(loss), {"contrastive_accuracy": mean_share(right)})

@@ -40,17 +40,11 @@ class MatchingObjective:
         """Computes the term for one batch."""
         batch = forward.batch
         size = tf.shape(batch["image_id"])[0]
-        similarity = (
-            tf.zeros((size, size)) if forward.model.contrastive_head is None else forward.similarity
-        )
+        similarity = tf.zeros((size, size)) if forward.model.contrastive_head is None else forward.similarity
         negatives = sample_hard_negatives(similarity, batch["image_id"], seed=self.seed_generator)
-        patches = tf.concat(
-            [forward.patches, tf.gather(forward.patches, negatives.image_index), forward.patches], axis=0
-        )
+        patches = tf.concat([forward.patches, tf.gather(forward.patches, negatives.image_index), forward.patches], axis=0)
         text = tf.concat([forward.text, forward.text, tf.gather(forward.text, negatives.text_index)], axis=0)
-        mask = tf.concat(
-            [batch["token_mask"], batch["token_mask"], tf.gather(batch["token_mask"], negatives.text_index)], axis=0
-        )
+        mask = tf.concat([batch["token_mask"], batch["token_mask"], tf.gather(batch["token_mask"], negatives.text_index)], axis=0)
         logits = forward.model.match_tokens(patches, text, mask, training=forward.training)
         labels = tf.concat([tf.ones(size), tf.zeros(2 * size)], axis=0)
         valid = tf.concat([tf.ones(size, tf.bool), negatives.valid, negatives.valid], axis=0)

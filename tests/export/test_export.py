@@ -1,0 +1,84 @@
+"""Exports: what lies beside the model, how they are verified, and one interface over them and runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from untrained import untrained_run
+
+from mmfusion.errors import DataError, ExportError
+from mmfusion.export import export_model, load, verify_export
+from mmfusion.training import load_run
+
+SIGNATURES = {"encode_image", "encode_text", "encode_text_ids", "match", "caption", "attend"}
+
+
+def test_the_example_request_beside_it_runs(export, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(export / "examples" / "request.py")], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    for name in ("caption", "match", "encode_image", "attend"):
+        assert name in done.stdout
+    request = json.loads((export / "examples" / "request.json").read_text())
+    assert request["signature_name"] == "caption" and "b64" in request["instances"][0]["image_bytes"]
+
+
+def test_verification_finds_equal_and_different_models(export, run, pictures, tmp_path):
+    files = []
+    for number, picture in enumerate(pictures[:3]):
+        files.append(tmp_path / f"{number}.img")
+        files[-1].write_bytes(picture)
+    rows = verify_export(export, run, images=files)
+    assert {row.output.partition("/")[0] for row in rows} == SIGNATURES and all(row.passed for row in rows)
+    other = load_run(untrained_run(tmp_path / "other"))
+    assert not all(row.passed for row in verify_export(export, other, images=files))
+
+
+def test_a_model_without_a_head_leaves_its_signatures_out(tmp_path):
+    run = load_run(untrained_run(tmp_path / "run", "contrastive"))
+    model = tf.saved_model.load(str(export_model(run, tmp_path / "export")))
+    assert set(model.signatures) - {"serving_default"} == {"encode_image", "encode_text", "encode_text_ids"}
+    predictor = load(tmp_path / "export")
+    assert "caption" not in predictor.signatures
+    with pytest.raises(ExportError, match="caption"):
+        predictor.caption([b""])
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_one_interface_over_runs_and_exports(kind, export, run, pictures, tmp_path):
+    predictor = load(export if kind == "export" else run.folder.path)
+    (tmp_path / "a.png").write_bytes(pictures[0])
+    by_path, by_bytes = predictor.encode_image([tmp_path / "a.png"]), predictor.encode_image([pictures[0]])
+    np.testing.assert_array_equal(by_path, by_bytes)
+    attention = predictor.attend(pictures[0], "red heart")
+    assert attention.maps.shape[-2:] == (3, 4) and attention.maps.shape[2] == len(attention.tokens)
+    assert predictor.caption(pictures)[0].text == predictor.caption(pictures[:1])[0].text
+    (tmp_path / "text.jpg").write_bytes(b"this is a text")
+    with pytest.raises(DataError, match=r"not a readable image.*text\.jpg"):
+        predictor.encode_image([pictures[0], tmp_path / "text.jpg"])
+    with pytest.raises(DataError, match=r"away\.jpg"):
+        predictor.caption([tmp_path / "away.jpg"])
+    with pytest.raises(DataError, match="as many"):
+        predictor.match(pictures, ["one"])
+
+
+def test_what_stands_there_is_not_lost(export, run, tmp_path):
+    with pytest.raises(ExportError, match="something already"):
+        export_model(run, export)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    with pytest.raises(ExportError, match="no export of mmfusion"):
+        export_model(run, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+
+
+def test_a_folder_that_is_no_export(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"no model")
+    for folder in (tmp_path, tmp_path / "away"):
+        with pytest.raises(ExportError, match="export"):
+            load(folder)
