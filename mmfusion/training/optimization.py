@@ -19,8 +19,9 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """AdamW whose rate rises linearly for ``warmup · steps`` steps, then falls by a cosine.
 
-    ``rate(t) = learning_rate · (final + (1 - final) · (1 + cos(π · (t - w) / (steps - w))) / 2)`` for t ≥ w, the warm-up.
-    Decay is decoupled and leaves out every variable of less than two dimensions (biases, norms, temperature) and position embeddings.
+    ``rate(t) = learning_rate · (final + (1 - final) · (1 + cos(π · (t - w) / (steps - w))) / 2)`` for t ≥ w.
+    Decay is decoupled and leaves out every variable of less than two dimensions (biases, norms,
+    temperature) and position embeddings.
 
     Args:
         variables: What is trained.

@@ -141,9 +141,10 @@ def _oracle(recipe: Recipe, max_trials: int) -> Any:
         "hyperparameters": parameters,
         "allow_new_entries": False,
         "tune_new_entries": False,
-        "seed": recipe.seed,
+        # KerasTuner takes 0 for "none given", and draws one.
+        "seed": recipe.seed + 1,
         # A trial that fails (an impossible combination, say) is reported; the search goes on.
-        "max_consecutive_failed_trials": max(max_trials, 3),
+        "max_consecutive_failed_trials": max_trials + 1,
     }
     if tune.tuner == "random":
         return keras_tuner.oracles.RandomSearchOracle(max_trials=max_trials, **shared)
