@@ -31,8 +31,7 @@ class PatchEmbedding(keras.layers.Layer):
 
     Example:
         >>> import numpy as np
-        >>> from mmfusion.errors import ConfigError
-    from mmfusion.layers import PatchEmbedding
+        >>> from mmfusion.layers import PatchEmbedding
         >>> layer = PatchEmbedding(patch_size=4, dim=6)
         >>> tuple(layer(np.zeros((2, 8, 12, 3), "float32")).shape), layer.grid
         ((2, 6, 6), (2, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,17 @@ class Checkpoints:
         return progress
 
 
+_NUMBERED = re.compile(r"\bseed_generator_\d+/")
+
+
 def _keyed(variables: list[keras.Variable]) -> dict[str, keras.Variable]:
     keyed: dict[str, keras.Variable] = {}
     for variable in variables:
-        key, count = variable.path, 1
+        # Keras numbers seed generators through the process, whatever made them: their order here is what names them.
+        name, count = _NUMBERED.sub("seed_generator/", variable.path), 1
+        key = name
         while key in keyed:
             count += 1
-            key = f"{variable.path}#{count}"
+            key = f"{name}#{count}"
         keyed[key] = variable
     return keyed
