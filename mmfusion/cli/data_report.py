@@ -53,7 +53,9 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     if source.endswith((".yaml", ".yml")):
         recipe = load_recipe(source, overrides)
     else:
-        recipe = recipe_from_dict({"name": "check", "data": source_settings(source)}, where="the command line")
+        recipe = recipe_from_dict(
+            {"name": "check", "data": {**source_settings(source), "validation_share": 0}}, where="the command line"
+        )
     console = Console(stderr=True)
     with console.status("reading everything once") as status:
         result = check_source(open_source(recipe.data), progress=lambda done, total: status.update(f"reading {done} of {total}"))
