@@ -62,6 +62,12 @@ class ModelConfig(Section):
     embedding_dim: Positive = Field(256, description="Width of the shared embedding space.")
     heads: tuple[Head, ...] = Field(("contrastive", "matching", "captioning"), min_length=1, description="What it can do.")
 
+    @model_validator(mode="after")
+    def _each_once(self) -> ModelConfig:
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads: expected each head once, found {list(self.heads)}")
+        return self
+
 
 class FusionConfig(Section):
     """How text and image are joined."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from mmfusion.config.use_config import RangeConfig
+from mmfusion.config.yaml_reading import read_yaml
 from mmfusion.errors import ConfigError
+
+_SPACE = "tune.space."
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -32,11 +34,12 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
         path, equals, text = override.partition("=")
         if not equals or not all(path.strip().split(".")):
             raise ConfigError("not an override", where=override, expected="section.key=value", found=repr(override))
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError("unreadable value", where=path, expected="a YAML value", found=repr(text)) from error
-        set_dotted(changed, path.strip(), _number(value))
+        path = path.strip()
+        value = read_yaml(text, path, f"unreadable value {text!r}") if text else None
+        if path.startswith(_SPACE) and path.removeprefix(_SPACE).count("."):
+            _set_searched(changed, path.removeprefix(_SPACE), value)
+        else:
+            set_dotted(changed, path, value)
     return changed
 
 
@@ -75,11 +78,18 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as a string; people write it all the time.
-    if isinstance(value, str):
-        try:
-            return float(value) if any(letter in value for letter in "eE.") else value
-        except ValueError:
-            return value
-    return value
+def _set_searched(content: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a range, or a part of one; null drops it. Keys of ``tune.space`` are dotted paths themselves."""
+    if not isinstance(content.get("tune"), dict):
+        content["tune"] = {}
+    tune = content["tune"]
+    if not isinstance(tune.get("space"), dict):
+        tune["space"] = {}
+    searched, _, part = path.rpartition(".")
+    if part in RangeConfig.model_fields:
+        known = tune["space"].get(searched)
+        tune["space"][searched] = {**(known if isinstance(known, dict) else {}), part: value}
+    elif value is None:
+        tune["space"].pop(path, None)
+    else:
+        tune["space"][path] = value

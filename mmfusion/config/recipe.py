@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -29,7 +30,7 @@ class Recipe(Section):
     """
 
     name: str = Field("experiment", min_length=1, pattern=r"^[\w.-]+$", description="Name in reports and folders.")
-    seed: int = Field(0, ge=0, description="Of everything random.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of everything random.")
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
@@ -64,10 +65,16 @@ class Recipe(Section):
             raise ValueError(
                 f"decoding.max_tokens: expected at most {longest} (text.max_tokens - 1), found {self.decoding.max_tokens}"
             )
+        own = self.decoding.max_tokens
+        most, why = (longest, "text.max_tokens - 1") if own is None else (own, "decoding.max_tokens")
+        if self.decoding.min_tokens > most:
+            raise ValueError(f"decoding.min_tokens: expected at most {most} ({why}), found {self.decoding.min_tokens}")
         figures = self.validation_figures
         for path, figure in (("train.monitor", self.train.monitor), *self._goal()):
             if figure not in figures:
-                raise ValueError(f"{path}: expected one of {', '.join(figures)}, found {figure}")
+                near = difflib.get_close_matches(figure, figures, n=1)
+                fix = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{path}: expected one of {', '.join(figures)}, found {figure}{fix}")
         return self
 
     def _goal(self) -> list[tuple[str, str]]:

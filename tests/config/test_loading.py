@@ -76,13 +76,17 @@ def test_overrides_reach_everything(recipe_file, override, read):
         ("train.epocks=3", "unknown key [FILE: train.epocks]; did you mean train.epochs?"),
         ("trian.epochs=3", "unknown key [FILE: trian]; did you mean train?"),
         ("fusion.patch_size=3", "unknown key [FILE: fusion.patch_size]; did you mean model.image_encoder.patch_size?"),
-        ("train.epochs=three", "wrong value [FILE: train.epochs]: expected an integer, found 'three'"),
-        ("train.epochs=1.5", "wrong value [FILE: train.epochs]: expected an integer, found 1.5"),
+        ("train.epochs=three", "wrong value [FILE: train.epochs]: expected an integer of at least 1, found 'three'"),
+        ("train.epochs=1.5", "wrong value [FILE: train.epochs]: expected an integer of at least 1, found 1.5"),
         ("train.tensorboard=maybe", "wrong value [FILE: train.tensorboard]: expected true or false, found 'maybe'"),
-        ("train.learning_rate=-1", "wrong value [FILE: train.learning_rate]: expected more than 0.0, found -1"),
-        ("data.image_size=abc", "wrong value [FILE: data.image_size]: expected an integer or a list, found 'abc'"),
+        ("train.learning_rate=-1", "wrong value [FILE: train.learning_rate]: expected a number above 0, found -1"),
+        (
+            "data.image_size=abc",
+            "wrong value [FILE: data.image_size]: expected an integer from 1 to 4096 or a list of 2 integers from 1 to 4096, "
+            "found 'abc'",
+        ),
         ("data.augment=true", "wrong value [FILE: data.augment]: expected a section of keys and values, found True"),
-        ("data.languages=en", "wrong value [FILE: data.languages]: expected a list, found 'en'"),
+        ("data.languages=en", "wrong value [FILE: data.languages]: expected a list of one or more texts, found 'en'"),
         (
             "data.resize=squish",
             "wrong value [FILE: data.resize]: expected 'squash', 'crop' or 'pad', found 'squish'; did you mean squash?",
@@ -126,13 +130,13 @@ def test_a_figure_of_a_missing_head_is_refused(recipe_file):
 
 def test_a_wrong_quick_variant_is_refused_at_once(recipe_file):
     recipe_file.write_text(SMALL.replace("epochs: 1}", "epochs: none}"), encoding="utf-8")
-    assert "expected an integer, found 'none'" in refused(recipe_file)
+    assert "[FILE, quick variant: train.epochs]: expected an integer of at least 1, found 'none'" in refused(recipe_file)
 
 
 def test_an_override_that_is_none(recipe_file):
     with pytest.raises(ConfigError, match=r"not an override \[train\]: expected section.key=value"):
         load_recipe(recipe_file, ["train"])
-    with pytest.raises(ConfigError, match="unreadable value"):
+    with pytest.raises(ConfigError, match=r"unreadable value .* \[train\.epochs, line 1\]"):
         load_recipe(recipe_file, ["train.epochs=[1"])
 
 
