@@ -70,6 +70,8 @@ def test_imports_point_one_way(path):
             assert target == room or target in BASE | MAY_IMPORT[room], f"{path}:{line}: {room} must not import {target}"
         if room in KERAS_ONLY:
             assert top not in ("tensorflow", "tensorflow_text", "jax", "torch"), f"{path}:{line}: keras.ops only"
+        if room in ("config", "errors", "version"):
+            assert top not in ("tensorflow", "keras", "numpy"), f"{path}:{line}: recipes are read before TensorFlow"
 
 
 def test_the_table_of_imports_has_no_circle():
@@ -138,6 +140,26 @@ def test_help_is_quick_and_loads_no_tensorflow():
     assert "tensorflow" not in done.stderr and "Train a recipe" in done.stdout
     # What it takes on an idle machine is below half a second; tests run beside others.
     assert min(seconds) < 2.0
+
+
+def test_help_of_every_command_loads_no_tensorflow():
+    code = """
+from typer.testing import CliRunner
+from typer.main import get_command
+from mmfusion.cli.main import app
+def walk(command, names=()):
+    answer = CliRunner().invoke(app, [*names, "--help"])
+    assert answer.exit_code == 0, (names, answer.output)
+    for name, inner in getattr(command, "commands", {}).items():
+        walk(inner, (*names, name))
+walk(get_command(app))
+"""
+    assert not loaded_after(code) & {"tensorflow", "keras", "numpy", *HEAVY}
+
+
+def test_the_examples_of_all_modules_are_run_with_the_tests():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'testpaths = ["tests", "mmfusion"]' in settings and "--doctest-modules" in settings
 
 
 def test_every_public_name_is_there():

@@ -26,7 +26,7 @@ def clean_captions(captions: object) -> tuple[tuple[str, ...], list[str]]:
     """
     if isinstance(captions, str):
         captions = [captions]
-    if not isinstance(captions, Sequence):
+    if not isinstance(captions, Sequence) or isinstance(captions, bytes | bytearray):
         return (), [f"captions: expected a string or a list of strings, found {type(captions).__name__}"]
     if not captions:
         return (), ["no caption"]

@@ -16,8 +16,8 @@ def read_csv(path: str | Path) -> Source:
     r"""Reads a table with the columns ``image`` and ``caption``, and ``split`` if there is one.
 
     Several rows of one picture are its several captions. Pictures are relative to the file's folder. Columns are told
-    by the header, so their order is free and others are ignored. The separator is a tab if the header has one, else a
-    comma.
+    by the header, so their order is free and others are ignored. The separator is a tab if the header has one, a
+    semicolon if it has one and no comma, else a comma.
 
     Args:
         path: The file, or a folder with a ``captions.csv``.
@@ -44,7 +44,8 @@ def read_csv(path: str | Path) -> Source:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header = file.readline()
             file.seek(0)
-            _add_rows(builder, path, csv.reader(file, delimiter="\t" if "\t" in header else ","))
+            separator = "\t" if "\t" in header else ";" if ";" in header and "," not in header else ","
+            _add_rows(builder, path, csv.reader(file, delimiter=separator))
     except OSError as error:
         raise DataError(
             "cannot read the data",
@@ -58,11 +59,12 @@ def read_csv(path: str | Path) -> Source:
 def _add_rows(builder: SourceBuilder, path: Path, reader: csv._reader) -> None:  # type: ignore[name-defined]
     header = [column.strip().lower() for column in next(reader, [])]
     if "image" not in header or "caption" not in header:
+        found = ", ".join(header)[:200]
         raise DataError(
             "the header lacks a column",
             where=path,
             expected="image, caption and, optionally, split",
-            found=", ".join(header)[:200] or "an empty file",
+            found=(found if found.isprintable() else f"no UTF-8 text: {found[:40]!r}") or "an empty file",
         )
     places = {name: header.index(name) for name in ("image", "caption", "split") if name in header}
     while True:

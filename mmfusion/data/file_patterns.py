@@ -21,7 +21,7 @@ def matching_files(path: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         The files, sorted; those of a range in its order.
 
     Raises:
-        DataError: If there are none.
+        DataError: If there are none, or one of a range is missing.
 
     Example:
         >>> import pathlib, tempfile
@@ -35,9 +35,15 @@ def matching_files(path: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         files = sorted(file for file in Path(text).iterdir() if file.name.endswith(suffixes) and file.is_file())
         expected = f"files that end in {' or '.join(suffixes)}"
     else:
-        names = [name for pattern in _expanded(text) for name in ([pattern] if Path(pattern).exists() else [])]
+        patterns = _expanded(text)
+        names = [name for name in patterns if Path(name).exists()]
+        missing = [name for name in patterns if name not in names and not glob.has_magic(name)]
+        if names and missing:
+            # A file of a range that is not there was forgotten in a copy.
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise DataError("files of the range are missing", where=path, found=f"no {', '.join(missing[:3])}{more}")
         if not names:
-            names = sorted(name for pattern in _expanded(text) for name in glob.glob(pattern, recursive=True))
+            names = sorted(name for pattern in patterns for name in glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]
         expected = "a file, a folder or a pattern of files"
     if not files:

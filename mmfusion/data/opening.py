@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmfusion.data.source import Source
+from mmfusion.data.split_names import split_named
 from mmfusion.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ def open_source(data: DataConfig) -> Source:
         data: The `data` part of a recipe. `source` is one of `SOURCES`; `path` is the file, folder or pattern (for
             ``tfds`` the data directory); `name` is the data set's name for ``tfds``; `languages` are those of
             ``builtin``; `limit` keeps the first so many training pictures; `validation_share` is divided from the
-            training split where the data has no validation split.
+            training split where the data has no validation split. Where the data calls a split ``validation``,
+            ``valid`` or ``dev`` and the recipe ``val``, or the other way round, the recipe's name is used.
 
     Returns:
         The source.
@@ -41,6 +44,7 @@ file of JSON lines, or to a folder with a captions.jsonl
     """
     source = _open(data)
     train, validation = getattr(data, "train_split", "train"), getattr(data, "validation_split", "val")
+    source = _renamed(_renamed(source, train), validation)
     share = getattr(data, "validation_share", None)
     if share and train in source.splits and validation not in source.splits:
         source = source.with_validation_share(share, 0, split=train, validation=validation)
@@ -48,6 +52,14 @@ file of JSON lines, or to a folder with a captions.jsonl
     if limit is not None and train in source.splits:
         source = source.limited(train, limit)
     return source
+
+
+def _renamed(source: Source, wanted: str) -> Source:
+    """The source with the split that means the same as a wanted one under the wanted name."""
+    same = [split for split in source.splits if split_named(split) and split_named(split) == split_named(wanted)]
+    if wanted in source.splits or len(same) != 1:
+        return source
+    return replace(source, splits={wanted if name == same[0] else name: rows for name, rows in source.splits.items()})
 
 
 def _open(data: DataConfig) -> Source:

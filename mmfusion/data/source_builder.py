@@ -78,5 +78,6 @@ class SourceBuilder:
             tables.setdefault(split, []).append(Example(image, tuple(captions), image_id, name))
         if not self._rows:
             first = f"{self._bad[0].name}: {self._bad[0].reason}" if self._bad else "no rows"
-            raise DataError("no usable row", where=self.name, found=f"{first}, and {max(len(self._bad) - 1, 0)} more bad rows")
+            more = f"; {len(self._bad) - 1:,} more bad rows" if len(self._bad) > 1 else ""
+            raise DataError("no usable row", where=self.name, found=first + more)
         return Source(self.name, tables, self._bad)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmfusion.data.source import Source
 from mmfusion.data.source_builder import SourceBuilder
-from mmfusion.data.split_names import split_of
+from mmfusion.data.split_names import split_named
 from mmfusion.errors import DataError
 
 _OURS = ("flickr8k", "flickr30k", "emoji_captions")
@@ -70,7 +70,7 @@ def read_tfds(
     rows = SourceBuilder(f"tfds:{name}")
     for split, info in builder.info.splits.items():
         for file in info.filepaths:
-            add_records(rows, Path(str(file)), split_of(split) or split, image_keys, caption_keys)
+            add_records(rows, Path(str(file)), split_named(split) or split, image_keys, caption_keys)
     return rows.build()
 
 

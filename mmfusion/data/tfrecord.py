@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from mmfusion.data.example import ImageReference
 from mmfusion.data.file_patterns import matching_files
 from mmfusion.data.source import Source
 from mmfusion.data.source_builder import SourceBuilder
-from mmfusion.data.split_names import split_of
+from mmfusion.data.split_names import split_of_file
 from mmfusion.errors import DataError
 
 IMAGE_KEYS = ("image", "image/encoded", "image_bytes", "jpg", "png")
@@ -40,7 +41,7 @@ def read_tfrecord(
     """Reads TFRecord files whose records are `tf.train.Example` with an encoded picture and its captions.
 
     The files are read once for an index; pictures are then read at random from where they lie. The split is what a
-    file's name begins with (``train-00000-of-00004.tfrecord``; ``validation`` and ``dev`` are ``val``), or a feature
+    file's name says (``train-00000-of-00004.tfrecord``; ``validation`` and ``dev`` are ``val``), or a feature
     ``split``; else ``train``.
 
     Args:
@@ -68,7 +69,7 @@ def read_tfrecord(
     """
     builder = SourceBuilder(str(path))
     for file in matching_files(path, _suffixes(path)):
-        add_records(builder, file, split_of(file.name), image_keys, caption_keys)
+        add_records(builder, file, split_of_file(file.name), image_keys, caption_keys)
     return builder.build()
 
 
@@ -153,9 +154,14 @@ def add_records(
 
 
 def _records(builder: SourceBuilder, file: Path) -> Iterator[Record]:
-    with open(file, "rb") as stream:
-        if stream.read(2) == b"\x1f\x8b":
-            raise DataError("a compressed TFRecord has no random access", where=file, fix="decompress it with gunzip")
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        raise DataError("cannot read the data", where=file, found=error.strerror) from error
+    if start == b"\x1f\x8b":
+        raise DataError("a compressed TFRecord has no random access", where=file, fix="decompress it with gunzip")
     offset = 0
     number = 0
     records = iter(tf.data.TFRecordDataset(str(file)))
@@ -163,9 +169,13 @@ def _records(builder: SourceBuilder, file: Path) -> Iterator[Record]:
         try:
             data = next(records).numpy()
         except StopIteration:
+            if offset != size:
+                # TensorFlow takes a file that ends inside the first bytes of a record for a whole one.
+                builder.bad(f"{file.name}:{number}", f"truncated: {size - offset} bytes at the end are no record")
             return
         except tf.errors.OpError as error:
-            builder.bad(f"{file.name}:{number}", f"damaged or truncated, the rest is not read: {error.message}"[:200])
+            reason = re.sub(r"\{\{.*?\}\} |\[Op:.*?\]|name: *$", "", error.message).strip()
+            builder.bad(f"{file.name}:{number}", f"damaged or truncated, the rest is not read: {reason}"[:200])
             return
         yield Record(number, offset + _HEADER, data)
         offset += _HEADER + len(data) + _FOOTER

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -13,18 +12,20 @@ from mmfusion.data.file_patterns import matching_files
 from mmfusion.data.folder import IMAGE_SUFFIXES
 from mmfusion.data.source import Source
 from mmfusion.data.source_builder import SourceBuilder
-from mmfusion.data.split_names import split_of
+from mmfusion.data.split_names import split_of_file
 from mmfusion.errors import DataError
 
 _FORMATS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
+_COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 def read_webdataset(path: str | Path) -> Source:
     """Reads tar files whose members share a key up to the first dot: a picture and its captions.
 
-    Captions are the lines of ``.txt``, or ``captions``, ``caption`` or ``text`` of ``.json`` (with ``split``, if it has
-    it). The archives are read once for an index; pictures are then read at random from inside them. The split is what
-    a file's name begins with (``train-0003.tar``; ``validation`` and ``dev`` are ``val``); else ``train``.
+    Captions are ``captions``, ``caption`` or ``text`` of ``.json`` (with ``split``, if it has it), else the lines of
+    ``.txt``. Of several pictures of a key, that with the shortest ending counts: ``1.jpg``, not ``1.seg.png``. The
+    archives are read once for an index; pictures are then read at random from inside them. The split is what a file's
+    name says (``cc3m-train-0003.tar``; ``validation`` and ``dev`` are ``val``); else ``train``.
 
     Args:
         path: A tar file, a folder with ``*.tar`` files, a pattern, or a range ``train-{0000..0011}.tar``.
@@ -94,9 +95,9 @@ def _write_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _add_archive(builder: SourceBuilder, file: Path) -> None:
     images: dict[str, tuple[str, ImageReference]] = {}
-    texts: dict[str, tuple[str, bytes]] = {}
-    size = os.path.getsize(file)
+    texts: dict[str, dict[str, tuple[str, bytes]]] = {}
     try:
+        size = file.stat().st_size
         # Uncompressed only: nothing inside a compressed archive has an address.
         with tarfile.open(file, "r:") as archive:
             try:
@@ -107,16 +108,24 @@ def _add_archive(builder: SourceBuilder, file: Path) -> None:
                         raise tarfile.ReadError("unexpected end of data")
                     folder, _, base = member.name.rpartition("/")
                     key, _, suffix = base.partition(".")
-                    key = f"{folder}/{key}" if folder else key
-                    if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
-                        images[key] = (member.name, ImageReference(str(file), member.offset_data, member.size))
-                    elif suffix.lower() in ("txt", "json"):
+                    key, suffix = f"{folder}/{key}" if folder else key, suffix.lower()
+                    if f".{suffix}".endswith(IMAGE_SUFFIXES):
+                        known = images.get(key)
+                        if known is None or suffix.count(".") < known[0].rpartition("/")[2].count(".") - 1:
+                            images[key] = (member.name, ImageReference(str(file), member.offset_data, member.size))
+                    elif suffix in ("txt", "json"):
                         content = archive.extractfile(member)
-                        texts[key] = (member.name, content.read() if content else b"")
+                        texts.setdefault(key, {})[suffix] = (member.name, content.read() if content else b"")
+                fault = _fault_at_the_end(file, archive.offset)
+                if fault:
+                    builder.bad(f"{file.name}:{archive.offset}", fault)
             except (tarfile.TarError, OSError, EOFError) as error:
                 builder.bad(f"{file.name}:{archive.offset}", f"the archive breaks off, the rest is not read: {error}")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        compressed = file.read_bytes()[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7") if file.is_file() else False
+    except OSError as error:
+        raise DataError("cannot read the data", where=file, found=error.strerror or error) from error
+    except (tarfile.TarError, EOFError) as error:
+        with open(file, "rb") as stream:
+            compressed = stream.read(4).startswith(_COMPRESSED)
         raise DataError(
             "a compressed archive has no random access" if compressed else "not a tar archive",
             where=file,
@@ -127,27 +136,53 @@ def _add_archive(builder: SourceBuilder, file: Path) -> None:
         if key not in texts:
             builder.bad(f"{file.name}:{images[key][0]}", f"no {key}.txt or {key}.json in the archive")
         elif key not in images:
-            builder.bad(f"{file.name}:{texts[key][0]}", "no picture with this key in the archive")
+            for name, _ in texts[key].values():
+                builder.bad(f"{file.name}:{name}", "no picture with this key in the archive")
         else:
             _add_pair(builder, file, images[key], texts[key])
 
 
-def _add_pair(builder: SourceBuilder, file: Path, image: tuple[str, ImageReference], text: tuple[str, bytes]) -> None:
+def _fault_at_the_end(file: Path, offset: int) -> str | None:
+    """What is wrong where the archive ended: `tarfile` takes any unreadable header for the end."""
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            return "the archive breaks off: its end is missing"
+        if any(block):
+            return "the archive is damaged here, the rest is not read"
+        while block:
+            block = stream.read(1 << 20)
+            if any(block):
+                return "more data follows the end of the archive and is not read; write it as an archive of its own"
+    return None
+
+
+def _add_pair(builder: SourceBuilder, file: Path, image: tuple[str, ImageReference], texts: dict[str, tuple[str, bytes]]) -> None:
     name = f"{file.name}:{image[0]}"
-    split = split_of(file.name)
-    captions: object
-    try:
-        content = text[1].decode("utf-8-sig")
-        if text[0].endswith(".txt"):
-            captions = [line for line in content.splitlines() if line.strip()]
+    split = split_of_file(file.name)
+    captions: object = None
+    fault = ""
+    if "json" in texts:
+        member, content = texts["json"]
+        try:
+            values = json.loads(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            fault = f"{member} cannot be read: {error}"
         else:
-            values = json.loads(content)
-            captions = next((values[key] for key in ("captions", "caption", "text") if key in values), None)
-            split = split or values.get("split")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        builder.bad(name, f"{text[0]} cannot be read: {error}"[:200])
-        return
+            if isinstance(values, dict):
+                captions = next((values[key] for key in ("captions", "caption", "text") if values.get(key) is not None), None)
+                split = split or values.get("split")
+                fault = f"{member} has none of the keys captions, caption and text"
+            else:
+                fault = f"{member}: expected a JSON object, found {type(values).__name__}"
+    if captions is None and "txt" in texts:
+        member, content = texts["txt"]
+        try:
+            captions = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            fault = f"{member} is not UTF-8"
     if captions is None:
-        builder.bad(name, f"{text[0]} has none of the keys captions, caption and text")
-        return
-    builder.add(name, name, image[1], captions, split or "train")
+        builder.bad(name, fault[:200])
+    else:
+        builder.add(name, name, image[1], captions, split or "train")

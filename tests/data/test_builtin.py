@@ -26,6 +26,19 @@ def test_every_validation_word_is_in_training(language):
     assert words(source.splits["val"]) <= words(source.splits["train"])
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_picture_has_a_name_in_every_language(language):
+    english, source = read_builtin(), read_builtin([language])
+    for split, rows in source.splits.items():
+        assert [row.image.path for row in rows] == [row.image.path for row in english.splits[split]]
+        assert all(row.captions and all(caption.strip() == caption != "" for caption in row.captions) for row in rows)
+        assert [row.image_id for row in rows] == [row.image_id for row in english.splits[split]]
+    # No held-out name is that of a training picture.
+    training = {caption for row in source.splits["train"] for caption in row.captions}
+    held_out = {caption for row in source.splits["val"] for caption in row.captions}
+    assert len(held_out) > 300 and not held_out & training
+
+
 def test_sizes_ids_and_split():
     source = read_builtin()
     train, val = source.splits["train"], source.splits["val"]

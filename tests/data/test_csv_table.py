@@ -61,3 +61,10 @@ def test_the_header_must_name_the_columns(tmp_path, content, found):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.csv\]: found No such file"):
         read_csv(tmp_path / "nowhere.csv")
+
+
+def test_semicolons_and_no_text_at_all(tmp_path):
+    source = read_csv(write(tmp_path, b"image;caption\na.jpg;one, two\n"))
+    assert source.splits["train"][0].captions == ("one, two",)
+    with pytest.raises(DataError, match="found no UTF-8 text"):
+        read_csv(write(tmp_path, "image,caption\na.jpg,one\n".encode("utf-16")))

@@ -66,3 +66,20 @@ def test_what_is_missing_is_said(tmp_path):
         open_source(data(source="tfds"))
     with pytest.raises(DataError, match="nowhere"):
         open_source(data(source="jsonl", path=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("validation", "val"), ("dev", "val"), ("val", "validation")])
+def test_a_split_of_the_same_meaning_is_found(theirs, ours, tmp_path):
+    lines = [
+        f'{{"image": "{n}.jpg", "caption": "a", "split": "{split}"}}\n' for n, split in enumerate(["train", "train", theirs])
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(lines))
+    opened = open_source(data(source="jsonl", path=str(tmp_path), validation_split=ours))
+    assert {split: len(rows) for split, rows in opened.splits.items()} == {"train": 2, ours: 1}
+
+
+def test_two_splits_of_the_same_meaning_are_left_alone(tmp_path):
+    lines = [f'{{"image": "{n}.jpg", "caption": "a", "split": "{split}"}}\n' for n, split in enumerate(["train", "dev", "valid"])]
+    (tmp_path / "captions.jsonl").write_text("".join(lines))
+    opened = open_source(data(source="jsonl", path=str(tmp_path), validation_share=0))
+    assert set(opened.splits) == {"train", "dev", "valid"}

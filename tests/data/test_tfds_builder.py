@@ -9,7 +9,8 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from mmfusion.data import read_builtin, read_tfds  # noqa: E402
+from mmfusion.config import recipe_from_dict  # noqa: E402
+from mmfusion.data import open_source, read_builtin, read_tfds  # noqa: E402
 from mmfusion.errors import DataError  # noqa: E402
 
 
@@ -138,6 +139,22 @@ def test_a_builder_with_the_features_of_coco_captions(tmp_path):
     assert {split: len(rows) for split, rows in source.splits.items()} == {"train": 3, "restval": 1, "val": 2}
     assert sorted(row.captions for row in source.splits["val"]) == [captions_of(4), captions_of(5)]
     assert {row.image.read()[:2] for row in source.splits["val"]} == {b"\xff\xd8"}
+
+
+def test_a_recipe_opens_it_and_its_validation_split_by_either_name(tmp_path):
+    for name in ("val", "validation"):
+        options = {"source": "tfds", "name": "photo_captions", "path": str(tmp_path), "validation_split": name, "limit": 2}
+        source = open_source(recipe_from_dict({"data": options}).data)
+        assert {split: len(rows) for split, rows in source.splits.items()} == {"train": 2, "restval": 1, name: 2}
+        assert sorted(row.captions for row in source.splits[name]) == [captions_of(4), captions_of(5)]
+
+
+def test_a_prepared_data_set_that_lost_a_file_says_which(tmp_path):
+    read_tfds("photo_captions", data_dir=tmp_path)
+    (file,) = tmp_path.rglob("photo_captions-val.tfrecord*")
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot read the data .*photo_captions-val.*No such file"):
+        read_tfds("photo_captions", data_dir=tmp_path)
 
 
 def test_coco_captions_is_known_by_name_and_has_what_is_needed():

@@ -95,3 +95,55 @@ def test_compressed_and_missing_files_are_refused(picture_source, tmp_path):
         read_tfrecord(file)
     with pytest.raises(DataError, match="nowhere"):
         read_tfrecord(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kept", [1, 11, 13, -1])
+def test_wherever_a_file_breaks_off_it_is_noticed(kept, picture_source, tmp_path):
+    (file,) = write_tfrecord(picture_source(2), tmp_path / "records")
+    content = file.read_bytes()
+    # The first record: its length in 8 bytes, a checksum in 4, the data, a checksum in 4.
+    second = 12 + int.from_bytes(content[:8], "little") + 4
+    file.write_bytes(content[: second + kept] if kept > 0 else content[:kept])
+    source = read_tfrecord(file)
+    assert len(source.splits["train"]) == 1
+    (bad,) = source.bad_rows
+    assert bad.name == f"{file.name}:1" and "truncated" in bad.reason and "{{" not in bad.reason
+
+
+@pytest.mark.parametrize("at", [2, 40])
+def test_a_wrong_checksum_is_noticed(at, picture_source, tmp_path):
+    (file,) = write_tfrecord(picture_source(2), tmp_path / "records")
+    content = bytearray(file.read_bytes())
+    content[12 + int.from_bytes(content[:8], "little") + 4 + at] ^= 255
+    file.write_bytes(content)
+    source = read_tfrecord(file)
+    assert len(source.splits["train"]) == 1 and "corrupted record" in source.bad_rows[0].reason
+
+
+def test_what_is_no_tfrecord(tmp_path):
+    (tmp_path / "text.tfrecord").write_text("this is a text and nothing else")
+    with pytest.raises(DataError, match="Is this even a TFRecord file"):
+        read_tfrecord(tmp_path / "text.tfrecord")
+
+
+def test_files_of_tfds_say_their_split(tmp_path, encode, gradient):
+    for split in ("train", "validation"):
+        write_records(
+            tmp_path / f"coco-{split}.tfrecord-00000-of-00001", {"image": feature(encode(gradient)), "text": feature(b"a")}
+        )
+    assert {split: len(rows) for split, rows in read_tfrecord(tmp_path).splits.items()} == {"train": 1, "val": 1}
+
+
+def test_captions_of_another_type_or_coding_are_named(tmp_path, encode, gradient):
+    picture = feature(encode(gradient))
+    numbers = tf.train.Feature(int64_list=tf.train.Int64List(value=[1, 2]))
+    write_records(
+        tmp_path / "train.tfrecord",
+        {"image": picture, "text": feature(b"good")},
+        {"image": picture, "text": numbers},
+        {"image": numbers, "text": feature(b"good")},
+        {"image": picture, "text": feature(b"caf\xe9")},
+    )
+    source = read_tfrecord(tmp_path)
+    assert len(source.splits["train"]) == 1
+    assert [row.reason[:22] for row in source.bad_rows] == ["no caption", "expected one of image,", "caption 1 is not valid"]

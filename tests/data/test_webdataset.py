@@ -94,3 +94,73 @@ def test_a_range_of_shards(archive, encode, gradient):
     for shard in range(3):
         path = archive(f"train-{shard:03d}.tar", {f"{shard}.png": encode(gradient), f"{shard}.txt": b"good"})
     assert len(read_webdataset(path.with_name("train-{000..001}.tar")).splits["train"]) == 2
+
+
+@pytest.mark.parametrize("damage", ["at a member", "inside a header", "a broken header"])
+def test_nothing_is_lost_in_silence(damage, picture_source, tmp_path):
+    # Python's tarfile takes each of these for the end of the archive.
+    (file,) = write_webdataset(picture_source(4), tmp_path / "tars")
+    content, offset = file.read_bytes(), tarfile.open(file).getmembers()[4].offset
+    file.write_bytes(
+        {
+            "at a member": content[:offset],
+            "inside a header": content[: offset + 100],
+            "a broken header": content[:offset] + b"x" * 512 + content[offset + 512 :],
+        }[damage]
+    )
+    source = read_webdataset(file)
+    assert len(source.splits["train"]) == 2
+    (bad,) = source.bad_rows
+    assert bad.name == f"{file.name}:{offset}" and ("damaged" if damage == "a broken header" else "breaks off") in bad.reason
+
+
+def test_a_second_archive_in_the_same_file_is_noticed(picture_source, tmp_path):
+    (file,) = write_webdataset(picture_source(2), tmp_path / "tars")
+    file.write_bytes(file.read_bytes() * 2)
+    source = read_webdataset(file)
+    assert len(source.splits["train"]) == 2
+    assert "more data follows the end of the archive" in source.bad_rows[0].reason
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_mask_beside_a_picture_is_not_the_picture(turned, archive, encode, gradient):
+    members = {"a.b/1.png": encode(gradient), "a.b/1.seg.png": b"mask", "a.b/1.txt": b"good"}
+    path = archive("train.tar", dict(reversed(members.items())) if turned else members)
+    (row,) = read_webdataset(path).splits["train"]
+    assert row.image.read() == encode(gradient) and row.captions == ("good",)
+
+
+@pytest.mark.parametrize("values", [b'{"width": 3}', b'{"caption": null}', b"{broken", b"[1]"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_text_beside_json_without_captions_counts(values, turned, archive, encode, gradient):
+    # As img2dataset writes them: 1.jpg, 1.txt and 1.json with facts of the download.
+    members = {"1.png": encode(gradient), "1.json": values, "1.txt": b"good"}
+    source = read_webdataset(archive("train.tar", dict(reversed(members.items())) if turned else members))
+    assert source.splits["train"][0].captions == ("good",) and not source.bad_rows
+
+
+def test_names_in_capitals_and_with_a_byte_order_mark(archive, encode, gradient):
+    path = archive("cc3m-validation-0000.tar", {"1.PNG": encode(gradient), "1.TXT": b"\xef\xbb\xbffirst\r\nsecond\r\n"})
+    source = read_webdataset(path)
+    assert {split: [row.captions for row in rows] for split, rows in source.splits.items()} == {"val": [("first", "second")]}
+
+
+def test_texts_that_cannot_be_read_say_why(archive, encode, gradient):
+    picture = encode(gradient)
+    members = {"1.png": picture, "1.txt": b"good", "2.png": picture, "2.txt": b"caf\xe9", "3.png": picture, "3.json": b"[1]"}
+    reasons = [row.reason for row in read_webdataset(archive("train.tar", members)).bad_rows]
+    assert reasons == ["2.txt is not UTF-8", "3.json: expected a JSON object, found list"]
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_every_compression_is_known(mode, archive, encode, gradient):
+    with pytest.raises(DataError, match="compressed archive.*decompress it"):
+        read_webdataset(archive("train.tar", {"1.png": encode(gradient), "1.txt": b"good"}, mode))
+
+
+def test_empty_archives(archive, tmp_path):
+    (tmp_path / "none.tar").touch()
+    with pytest.raises(DataError, match="not a tar archive.*empty file"):
+        read_webdataset(tmp_path / "none.tar")
+    with pytest.raises(DataError, match=r"no usable row .*found no rows$"):
+        read_webdataset(archive("train.tar", {}))
