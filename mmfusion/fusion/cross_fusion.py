@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import TransformerBlock
 
@@ -19,9 +20,9 @@ class CrossFusion(Fusion):
     Each of the ``depth`` layers computes, with pre-normalisation,
     ``x += SelfAttention(x); x += CrossAttention(x, image); x += FeedForward(x)``.
 
-    Cost of a pass, T text tokens, P image tokens, widths D and Di, ratio r:
-    ``2·L·(T·D²·(4 + 2 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations and
-    ``O(L·heads·T·(T + P))`` memory for the exact kernel.
+    Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
+    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(6 + r) + P·D))`` numbers kept for
+    the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. `cost` says them for given sizes.
 
     Args:
         dim: Width of the text tokens, D.
@@ -125,7 +126,7 @@ class CrossFusion(Fusion):
         """Joins the two streams; see the class."""
         scores, caches = [], []
         for index, block in enumerate(self.blocks):
-            block_cache = None if cache is None else cache.blocks[index]
+            block_cache = None if cache is None else cache.layers[index]
             result = block(
                 text,
                 mask=text_mask,
@@ -147,6 +148,18 @@ class CrossFusion(Fusion):
             image=image,
             scores=ops.stack(scores, axis=1) if return_scores else None,
             cache=None if cache is None else FusionCache(tuple(caches)),
+        )
+
+    def cost(self, text_length: int, image_length: int) -> Cost:
+        """What a forward pass of one pair costs; see the class for the formula."""
+        return self.depth * block_cost(
+            text_length,
+            self.dim,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            kernel=self.kernel,
+            context=image_length,
+            context_dim=self.image_dim,
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor
 
-from mmfusion.layers import BlockCache
+from mmfusion.fusion.cost import Cost
 
 
 class FusionCache(NamedTuple):
     """What step by step decoding carries through a fusion.
 
     Attributes:
-        blocks: One `BlockCache` a layer: the text's own keys and values so far, and the image's, computed once.
+        layers: One entry a layer, of a form that is the style's own (a `mmfusion.layers.BlockCache`, the state of a recurrent
+            cell). Tensors inside have the batch as their first axis or are scalars, so that a search over beams can reorder
+            them.
     """
 
-    blocks: tuple[BlockCache, ...]
+    layers: tuple[Any, ...]
 
 
 class FusionOutput(NamedTuple):
@@ -40,7 +42,7 @@ class Fusion(keras.layers.Layer):
     """Base of all fusion styles.
 
     A style implements ``call(text, image, text_mask=None, image_mask=None, causal=False, cache=None,
-    return_scores=False, training=None) -> FusionOutput`` and `init_cache`. A style that cannot be causal sets
+    return_scores=False, training=None) -> FusionOutput``, `init_cache` and `cost`. A style that cannot be causal sets
     `supports_causal` to False: a model that captions refuses it when it is built.
 
     Masks are ``bool``, ``True`` = real token; what is behind them never changes the result at real tokens.
@@ -69,3 +71,15 @@ class Fusion(keras.layers.Layer):
     ) -> FusionCache:
         """Prepares decoding: room for `max_length` text tokens, and the image's keys and values."""
         raise NotImplementedError(f"{type(self).__name__} does not implement init_cache")
+
+    def cost(self, text_length: int, image_length: int) -> Cost:
+        """What a forward pass of one pair costs.
+
+        Args:
+            text_length: Text tokens, T.
+            image_length: Image tokens, P.
+
+        Returns:
+            The `Cost`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement cost")

@@ -1,0 +1,114 @@
+"""What a pass through attention and feed-forward parts costs, as sums that every fusion style is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass of one pair of text and image costs.
+
+    Attributes:
+        flops: Floating point operations of all matrix products, a multiplication and an addition counted as two. Normalisation,
+            softmax and activations are left out: they are of lower order. A training step costs about three times as much.
+        memory: Numbers that the gradient needs kept: what goes into each matrix product, attention weights included. Times
+            4 bytes in float32, 2 in bfloat16.
+
+    Example:
+        >>> from mmfusion.fusion import Cost
+        >>> 2 * Cost(flops=10, memory=3) + Cost(flops=1, memory=1)
+        Cost(flops=21, memory=7)
+    """
+
+    flops: int = 0
+    memory: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.memory + other.memory)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.flops * times, self.memory * times)
+
+    __rmul__ = __mul__
+
+
+def dense_cost(tokens: int, dim: int, output_dim: int) -> Cost:
+    """A projection ``[N, D] → [N, Do]``: ``2·N·D·Do`` operations; its input is kept.
+
+    Example:
+        >>> dense_cost(10, 4, 8)
+        Cost(flops=640, memory=40)
+    """
+    return Cost(2 * tokens * dim * output_dim, tokens * dim)
+
+
+def attention_cost(
+    queries: int,
+    keys: int,
+    dim: int,
+    *,
+    context_dim: int | None = None,
+    num_heads: int,
+    kernel: str = "exact",
+    attention_dim: int | None = None,
+) -> Cost:
+    """Attention of N queries over S keys, its four projections included.
+
+    ``2·(N·D·A + 2·S·Dc·A + 2·N·S·A + N·A·D)`` operations with A = heads · width of a head; queries, keys, values, inputs and
+    (for the exact kernel) ``heads·N·S`` weights are kept.
+
+    Args:
+        queries: N.
+        keys: S.
+        dim: Width of the queries and of the output, D.
+        context_dim: Width of the context, Dc; None is self-attention.
+        num_heads: Heads.
+        kernel: See `mmfusion.layers.Attention`: ``"exact"`` keeps the weights, the others do not.
+        attention_dim: A. Default D.
+
+    Example:
+        >>> attention_cost(2, 3, 4, context_dim=4, num_heads=2)
+        Cost(flops=416, memory=72)
+    """
+    inner = dim if attention_dim is None else attention_dim
+    context = dim if context_dim is None else context_dim
+    flops = 2 * (queries * dim * inner + 2 * keys * context * inner + 2 * queries * keys * inner + queries * inner * dim)
+    inputs = queries * dim + (0 if context_dim is None else keys * context)
+    kept = inputs + 2 * queries * inner + 2 * keys * inner
+    return Cost(flops, kept + (num_heads * queries * keys if kernel == "exact" else 0))
+
+
+def feed_forward_cost(tokens: int, dim: int, mlp_ratio: float = 4.0) -> Cost:
+    """``[N, D] → [N, r·D] → [N, D]``: ``4·r·N·D²`` operations; input and hidden layer are kept.
+
+    Example:
+        >>> feed_forward_cost(10, 4, 2.0)
+        Cost(flops=1280, memory=120)
+    """
+    hidden = int(dim * mlp_ratio)
+    return dense_cost(tokens, dim, hidden) + dense_cost(tokens, hidden, dim)
+
+
+def block_cost(
+    tokens: int,
+    dim: int,
+    *,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    kernel: str = "exact",
+    context: int | None = None,
+    context_dim: int | None = None,
+) -> Cost:
+    """A `mmfusion.layers.TransformerBlock` over N tokens, with cross-attention to `context` tokens where given.
+
+    Example:
+        >>> block_cost(2, 4, num_heads=1, mlp_ratio=1.0)
+        Cost(flops=448, memory=60)
+    """
+    cost = attention_cost(tokens, tokens, dim, num_heads=num_heads, kernel=kernel) + feed_forward_cost(tokens, dim, mlp_ratio)
+    if context is None:
+        return cost
+    return cost + attention_cost(
+        tokens, context, dim, context_dim=dim if context_dim is None else context_dim, num_heads=num_heads, kernel=kernel
+    )

@@ -1,0 +1,43 @@
+"""What a style says of its cost is what its matrix products do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.profiler import model_analyzer, option_builder  # the only counter that TensorFlow has
+
+from mmfusion.fusion import STYLES
+
+D, DI = 16, 24
+
+
+def matrix_product_flops(function, *specs):
+    """Operations of all matrix products of a function, counted by TensorFlow in its graph."""
+    graph = tf.function(function).get_concrete_function(*specs).graph
+    options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
+    options = options.with_empty_output().with_accounted_types([".*"]).build()
+    root = model_analyzer.profile(graph, options=options)
+    return root.total_float_ops
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+@pytest.mark.parametrize(("text", "image"), [(8, 16), (32, 49)])
+def test_flops_are_those_that_tensorflow_counts(style, text, image):
+    fusion = STYLES[style](dim=D, image_dim=DI, depth=2, num_heads=4)
+    fusion.build((None, None, D), (None, None, DI))
+    counted = matrix_product_flops(lambda a, b: fusion(a, b).text, tf.TensorSpec((1, text, D)), tf.TensorSpec((1, image, DI)))
+    said = fusion.cost(text, image).flops
+    # TensorFlow counts some elementwise operations too.
+    assert said <= counted * 1.02 and counted <= said * 1.35, (said, counted)
+    assert np.isfinite(said)
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_cost_grows_with_every_size(style):
+    fusion = STYLES[style](dim=D, image_dim=DI, depth=2, num_heads=4)
+    deeper = STYLES[style](dim=D, image_dim=DI, depth=4, num_heads=4)
+    small, longer, larger = fusion.cost(8, 16), fusion.cost(16, 16), fusion.cost(8, 64)
+    assert small.flops < longer.flops and small.memory < longer.memory
+    assert small.flops < larger.flops and small.memory < larger.memory
+    assert deeper.cost(8, 16).flops > small.flops
