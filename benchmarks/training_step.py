@@ -120,8 +120,8 @@ def our_steps(recipe: Recipe, batch: dict[str, np.ndarray], precision: str, *, j
     import keras
     import tensorflow as tf
 
+    from mmfusion.training.objectives import build_objectives
     from mmfusion.training.optimization import build_optimizer
-    from mmfusion.training.train import build_objectives
     from mmfusion.training.trainer import Trainer
 
     keras.utils.set_random_seed(recipe.seed)

@@ -27,7 +27,7 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture
 def two_devices() -> tf.distribute.Strategy:
     """Two replicas on two logical CPUs."""
-    from mmfusion.training.train import build_strategy
+    from mmfusion.training import build_strategy
 
     return build_strategy("mirrored", 2, batch_size=2)
 

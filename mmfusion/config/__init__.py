@@ -1,6 +1,8 @@
 """The typed recipe: load, validate, override. Imports no TensorFlow."""
 
+from mmfusion.config.comparison import changed_paths
 from mmfusion.config.data_config import AugmentConfig, DataConfig
+from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES, lower_is_better
 from mmfusion.config.loading import dump_recipe, load_recipe, nearest_path, recipe_from_dict, save_recipe
 from mmfusion.config.model_config import (
     FUSION_STYLES,
@@ -22,7 +24,9 @@ from mmfusion.config.train_config import (
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, GoalConfig, RangeConfig, TuneConfig
 
 __all__ = [
+    "CAPTION_FIGURES",
     "FUSION_STYLES",
+    "RETRIEVAL_FIGURES",
     "AugmentConfig",
     "CaptioningConfig",
     "ContrastiveConfig",
@@ -42,8 +46,10 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "apply_overrides",
+    "changed_paths",
     "dump_recipe",
     "load_recipe",
+    "lower_is_better",
     "nearest_path",
     "recipe_from_dict",
     "save_recipe",

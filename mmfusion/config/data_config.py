@@ -40,7 +40,9 @@ class DataConfig(Section):
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="Languages of the built-in set's names.")
     train_split: str = Field("train", description="Split to train on.")
     validation_split: str = Field("val", description="Split to choose by.")
-    validation_share: Share = Field(0.1, description="Share split off for validation where the data has no such split.")
+    validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="Share split off for validation where the data has no such split."
+    )
     image_size: Pixels | tuple[Pixels, Pixels] = Field(224, description="Side of the square, or height and width, in pixels.")
     resize: Literal["squash", "crop", "pad"] = Field("squash", description="How other shapes become that size.")
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,9 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Kernel = Literal["exact", "chunked"]
 Head = Literal["contrastive", "matching", "captioning"]
-
 #: The door for further fusion styles: a word here, a class in `mmfusion.fusion.STYLES`.
-FUSION_STYLES = ("cross",)
+FusionStyle = Literal["cross"]
+FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
 
 
 class TextConfig(Section):
@@ -72,7 +72,7 @@ class ModelConfig(Section):
 class FusionConfig(Section):
     """How text and image are joined."""
 
-    style: Literal["cross"] = Field("cross", description="The fusion style.")
+    style: FusionStyle = Field("cross", description="The fusion style.")
     depth: Positive = Field(2, description="Fusion layers.")
     num_heads: Positive = Field(4, description="Attention heads.")
     mlp_ratio: Annotated[float, Field(gt=0.0)] = Field(4.0, description="Hidden width of feed-forward parts over dim.")

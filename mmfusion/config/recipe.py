@@ -8,16 +8,11 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from mmfusion.config.data_config import DataConfig
+from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES
 from mmfusion.config.model_config import FusionConfig, ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig
-
-_RETRIEVAL = tuple(
-    f"val_{name}"
-    for name in ("rsum", *(f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r1", "r5", "r10", "median_rank")))
-)
-_CAPTIONS = ("val_cider_d", "val_rouge_l", "val_bleu_1", "val_bleu_2", "val_bleu_3", "val_bleu_4", "val_distinct")
 
 
 class Recipe(Section):
@@ -60,6 +55,8 @@ class Recipe(Section):
             raise ValueError("objective: expected at least one term, found none")
         if self.evaluation.rerank_top_k and "matching" not in heads:
             raise ValueError("evaluation.rerank_top_k: expected 0, since model.heads lacks matching")
+        if self.evaluation.rerank_top_k and "contrastive" not in heads:
+            raise ValueError("evaluation.rerank_top_k: expected 0, since model.heads lacks contrastive, which finds candidates")
         longest = self.text.max_tokens - 1
         if self.decoding.max_tokens is not None and self.decoding.max_tokens > longest:
             raise ValueError(
@@ -89,6 +86,6 @@ class Recipe(Section):
     def validation_figures(self) -> tuple[str, ...]:
         """The figures that a validation of this recipe says."""
         terms = [f"val_{term}_{what}" for term in self.terms for what in ("loss", "accuracy")]
-        retrieval = _RETRIEVAL if "contrastive" in self.model.heads else ()
-        captions = _CAPTIONS if "captioning" in self.model.heads else ()
+        retrieval = RETRIEVAL_FIGURES if "contrastive" in self.model.heads else ()
+        captions = CAPTION_FIGURES if "captioning" in self.model.heads else ()
         return ("val_loss", *terms, *retrieval, *captions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmfusion.config.section import Section
 
@@ -17,7 +17,16 @@ class ContrastiveConfig(Section):
     """The contrastive term."""
 
     weight: Weight = Field(1.0, description="Factor in the loss.")
-    label_smoothing: Smoothing = Field(0.0, description="Share of the target spread over all.")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="Softmax over the batch (CLIP) or a sigmoid a pair (SigLIP)."
+    )
+    label_smoothing: Smoothing = Field(0.0, description="Share of the target spread over all; softmax alone.")
+
+    @model_validator(mode="after")
+    def _smooth(self) -> ContrastiveConfig:
+        if self.loss == "sigmoid" and self.label_smoothing:
+            raise ValueError(f"label_smoothing: expected 0 with loss sigmoid, found {self.label_smoothing}")
+        return self
 
 
 class MatchingConfig(Section):
@@ -57,7 +66,12 @@ class TrainConfig(Section):
     strategy: Literal["one", "mirrored"] = Field("one", description="One device, or copies on several.")
     devices: Positive | None = Field(None, description="Devices of mirrored; none takes all.")
     jit_compile: bool = Field(False, description="Compile the step with XLA.")
-    checkpoint_every: Positive | None = Field(None, description="Steps between checkpoints inside an epoch.")
+    checkpoint_every: Positive | None = Field(
+        None, description="Steps between checkpoints inside an epoch; none goes by the clock."
+    )
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(
+        10.0, description="Minutes between checkpoints in an epoch, where checkpoint_every is none."
+    )
     keep: Positive = Field(2, description="Checkpoints that are kept.")
     validate_every: Positive = Field(1, description="Epochs between validations.")
     validation_images: Positive | None = Field(None, description="Only so many images in validation.")

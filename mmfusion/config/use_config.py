@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mmfusion.config.figures import lower_is_better
 from mmfusion.config.section import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -63,7 +64,19 @@ class GoalConfig(Section):
     """What a search is after."""
 
     metric: str = Field("val_rsum", description="A figure of the validation.")
-    direction: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
+    direction: Literal["max", "min"] | None = Field(None, description="Whether more or less is better; none knows by the metric.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> GoalConfig:
+        right = "min" if lower_is_better(self.metric) else "max"
+        if self.direction not in (None, right):
+            raise ValueError(f"direction: expected {right} for {self.metric}, found {self.direction}")
+        return self
+
+    @property
+    def wanted(self) -> Literal["max", "min"]:
+        """The direction in use."""
+        return "min" if lower_is_better(self.metric) else "max"
 
 
 class TuneConfig(Section):

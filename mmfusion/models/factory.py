@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -15,6 +15,12 @@ from mmfusion.models.matching_head import MatchingHead
 
 if TYPE_CHECKING:
     from mmfusion.config import Recipe
+
+# Where the temperature and the bias start, as their papers say (CLIP, section 2.5; SigLIP, section 3.2).
+_CONTRASTIVE_START: dict[str, dict[str, Any]] = {
+    "softmax": {"initial_temperature": 0.07},
+    "sigmoid": {"initial_temperature": 0.1, "initial_bias": -10.0},
+}
 
 
 def build_model(
@@ -48,6 +54,8 @@ def build_model(
     """
     image, text, fusion = recipe.model.image_encoder, recipe.model.text_encoder, recipe.fusion
     heads = recipe.model.heads
+    contrastive = recipe.objective.contrastive
+    loss = "softmax" if contrastive is None else contrastive.loss
     fused = "matching" in heads or "captioning" in heads
     return ImageTextModel(
         image_encoder=VisionTransformer(
@@ -88,7 +96,9 @@ def build_model(
         )
         if fused
         else None,
-        contrastive_head=ContrastiveHead(embedding_dim=recipe.model.embedding_dim, dtype=dtype, name="contrastive_head")
+        contrastive_head=ContrastiveHead(
+            embedding_dim=recipe.model.embedding_dim, **_CONTRASTIVE_START[loss], dtype=dtype, name="contrastive_head"
+        )
         if "contrastive" in heads
         else None,
         matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,

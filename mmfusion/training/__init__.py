@@ -4,7 +4,8 @@ from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import LoadedRun, load_run
 from mmfusion.training.optimization import build_optimizer
 from mmfusion.training.run_folder import RunFolder
-from mmfusion.training.train import TrainResult, build_strategy, train
+from mmfusion.training.strategy import build_strategy
+from mmfusion.training.train import TrainResult, train
 from mmfusion.training.trainer import Trainer
 
 __all__ = [

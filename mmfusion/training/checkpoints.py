@@ -65,7 +65,8 @@ class Checkpoints:
         from safetensors.numpy import save_file
 
         final = self.folder / f"step-{step:09d}"
-        partial = self.folder / f".partial-{os.getpid()}"
+        # One name: what a killed training left is written over by the next.
+        partial = self.folder / ".partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

@@ -47,7 +47,8 @@ def load_run(path: str | Path) -> LoadedRun:
         The `LoadedRun`.
 
     Raises:
-        CheckpointError: If it is no run folder, has no model yet, or the model's file is broken.
+        CheckpointError: If it is no run folder, has no model yet, the model's file is broken, or the vocabulary or the recipe
+            beside it are not those that it was trained with.
     """
     from mmfusion.config import load_recipe
 
@@ -57,7 +58,26 @@ def load_run(path: str | Path) -> LoadedRun:
         model = keras.saving.load_model(folder.best_model)
     except Exception as error:
         raise CheckpointError("cannot load the model", where=folder.best_model, found=str(error).splitlines()[0][:200]) from error
-    return LoadedRun(folder, recipe, model, load_tokenizer(recipe, folder.vocabulary), image_transform(recipe))
+    tokenizer = load_tokenizer(recipe, folder.vocabulary)
+    _check_fit(folder, model, tokenizer, image_transform(recipe))
+    return LoadedRun(folder, recipe, model, tokenizer, image_transform(recipe))
+
+
+def _check_fit(folder: RunFolder, model: ImageTextModel, tokenizer: WordPieceTokenizer, transform: ImageTransform) -> None:
+    text, image = model.text_encoder, model.image_encoder
+    for what, path, expected, found in (
+        ("vocabulary", folder.vocabulary, text.vocabulary_size, tokenizer.vocabulary_size),
+        ("text.max_tokens", folder.recipe, text.max_length, tokenizer.max_length),
+        ("data.image_size", folder.recipe, tuple(image.image_size), tuple(transform.size)),
+    ):
+        if expected != found:
+            raise CheckpointError(
+                f"{what} does not fit the model",
+                where=path,
+                expected=f"{expected}, as {folder.best_model.name} has",
+                found=found,
+                fix="restore the file that the model was trained with",
+            )
 
 
 def load_tokenizer(recipe: Recipe, vocabulary: str | Path) -> WordPieceTokenizer:
@@ -91,8 +111,7 @@ def prepare_tokenizer(recipe: Recipe, source: Source, vocabulary: Path) -> WordP
 def image_transform(recipe: Recipe) -> ImageTransform:
     """From image files to the model's pixels, as the recipe says."""
     data = recipe.data
-    size = (data.image_size, data.image_size) if isinstance(data.image_size, int) else tuple(data.image_size)
-    return ImageTransform(size=size, resize=data.resize, mean=data.mean, std=data.std)
+    return ImageTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)
 
 
 def examples_of(source: Source, split: str) -> list:
@@ -113,7 +132,11 @@ def examples_of(source: Source, split: str) -> list:
 
 
 def prepare_source(recipe: Recipe) -> Source:
-    """Opens the data of a recipe, shortened to `data.limit` training images where the recipe says so."""
+    """Opens the data of a recipe and makes sure that there is something to train on and to validate on.
+
+    Raises:
+        DataError: If a split is missing or has no usable example.
+    """
     source = open_source(recipe.data)
     for split in (recipe.data.train_split, recipe.data.validation_split):
         if not examples_of(source, split):

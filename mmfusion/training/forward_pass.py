@@ -84,12 +84,6 @@ class ForwardPass:
         return self.contrastive_head.embed_text(self.text, self.batch["token_mask"])
 
     @_computed_once
-    def similarity(self) -> tf.Tensor:
-        """``float32[b, b]``, scaled similarity of this replica's images (rows) and texts (columns), without gradient."""
-        product = tf.matmul(self.image_embedding, self.text_embedding, transpose_b=True)
-        return tf.stop_gradient(self.contrastive_head.scale * product)
-
-    @_computed_once
     def all_image_embedding(self) -> tf.Tensor:
         """``float32[B, E]``, of all replicas."""
         return gather(self.image_embedding)
@@ -98,6 +92,12 @@ class ForwardPass:
     def all_text_embedding(self) -> tf.Tensor:
         """``float32[B, E]``, of all replicas."""
         return gather(self.text_embedding)
+
+    @_computed_once
+    def similarity(self) -> tf.Tensor:
+        """``float32[B, B]``, scaled similarity of all images (rows) and texts (columns), without gradient."""
+        product = tf.matmul(self.all_image_embedding, self.all_text_embedding, transpose_b=True)
+        return tf.stop_gradient(self.contrastive_head.scale * product)
 
     @_computed_once
     def all_image_id(self) -> tf.Tensor:

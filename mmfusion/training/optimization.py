@@ -42,8 +42,12 @@ def build_optimizer(
         >>> import keras
         >>> from mmfusion.training import build_optimizer
         >>> optimizer = build_optimizer([keras.Variable([[1.0]])], steps=10, learning_rate=0.1, warmup=0.5)
-        >>> [round(float(optimizer.learning_rate), 2) for optimizer.iterations in [optimizer.iterations]]
-        [0.0]
+        >>> rates = []
+        >>> for step in range(4):
+        ...     rates.append(round(float(optimizer.learning_rate), 2))
+        ...     optimizer.apply([[[0.0]]])
+        >>> rates
+        [0.0, 0.02, 0.04, 0.06]
 
     Source: Loshchilov and Hutter, 2019 (arXiv:1711.05101).
     """
@@ -77,5 +81,5 @@ def decays(variable: keras.Variable) -> bool:
         (True, False)
     """
     name = variable.path.split("/")[-1]
-    # Attention keeps its biases as [heads, width]: their rank does not tell them apart from matrices.
+    # A bias of rank 2 (one row a head, say) is a bias still: the rank alone does not tell it apart from a matrix.
     return len(variable.shape) > 1 and "bias" not in name and "position" not in variable.path

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmfusion.errors import CheckpointError
+from mmfusion.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from mmfusion.config import Recipe
+
+# What may change between two starts of one run, since the batches, the loss and the updates do not depend on it.
+_FREE = (
+    "tune",
+    "quick",
+    "evaluation",
+    "decoding",
+    "data.max_bad_share",
+    "train.keep",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.tensorboard",
+)
 
 
 class RunFolder:
@@ -39,6 +56,40 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError("cannot create the run folder", where=self.path, found=error.strerror) from error
+
+    def start(self, recipe: Recipe) -> None:
+        """Makes the folder for a recipe, or makes sure that what was trained in it was trained by this recipe.
+
+        Args:
+            recipe: The recipe; it is written to the folder.
+
+        Raises:
+            ConfigError: If something was trained here by another recipe.
+            CheckpointError: If the folder cannot be written.
+        """
+        from mmfusion.config import changed_paths, load_recipe, save_recipe
+
+        self.create()
+        if self.recipe.is_file():
+            if not self.has_training:
+                # A start that failed before its first checkpoint binds nobody.
+                self.vocabulary.unlink(missing_ok=True)
+            elif changed := changed_paths(load_recipe(self.recipe), recipe, _FREE):
+                raise ConfigError(
+                    "this folder holds a run of another recipe",
+                    where=self.path,
+                    found=f"changes in {', '.join(changed)}",
+                    fix="name another --run folder, or delete this one",
+                )
+        try:
+            save_recipe(recipe, self.recipe)
+        except OSError as error:
+            raise CheckpointError("cannot write the recipe", where=self.recipe, found=error.strerror) from error
+
+    @property
+    def has_training(self) -> bool:
+        """Whether anything was trained here: there is a checkpoint or a model."""
+        return self.best_model.is_file() or any(self.checkpoints.glob("step-*"))
 
     def require(self) -> RunFolder:
         """Returns itself if a trained model lies here.

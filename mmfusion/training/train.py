@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
+from mmfusion.config import CAPTION_FIGURES
 from mmfusion.data import ImageTransform, Quarantine, Source, build_train_dataset, steps_per_epoch
-from mmfusion.errors import CheckpointError, ConfigError
+from mmfusion.errors import ConfigError
 from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.evaluation.figures import draw_learning_curves
 from mmfusion.models import ImageTextModel
@@ -22,9 +22,11 @@ from mmfusion.text import WordPieceTokenizer
 from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, ProgressBar, Validation, save_model
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import image_transform, prepare_model, prepare_source, prepare_tokenizer
-from mmfusion.training.objectives import CaptioningObjective, ContrastiveObjective, MatchingObjective, Objective
+from mmfusion.training.objectives import build_objectives
 from mmfusion.training.optimization import build_optimizer
 from mmfusion.training.run_folder import RunFolder
+from mmfusion.training.stop_signals import StopSignals
+from mmfusion.training.strategy import build_strategy
 from mmfusion.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -66,13 +68,13 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
 
     Raises:
         ConfigError: If the folder holds another recipe's run.
-        DataError: If too many examples are bad.
+        DataError: If too many examples are bad, or the loss is no longer finite.
         CheckpointError: If a checkpoint cannot be written.
+        KeyboardInterrupt: At SIGINT (Ctrl-C) or SIGTERM, after the step and with a checkpoint; at a second one, at once.
     """
     started = time.monotonic()
     run = RunFolder(folder)
-    run.create()
-    _keep_recipe(recipe, run)
+    run.start(recipe)
     keras.utils.set_random_seed(recipe.seed)
     console = Console(stderr=True)
 
@@ -140,6 +142,7 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
         patience=options.patience,
         state=progress.get("validation"),
     )
+    stop = StopSignals()
     bar = ProgressBar(total_steps=epoch_steps * options.epochs, epochs=options.epochs, start_step=step)
     callbacks = [
         validation,
@@ -152,6 +155,8 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
             steps_per_epoch=epoch_steps,
             start_step=step,
             every=options.checkpoint_every,
+            minutes=options.checkpoint_minutes,
+            stop_requested=lambda: stop.requested,
             progress=lambda: {
                 "validation": validation.state,
                 "stopped": trainer.stop_training,
@@ -163,7 +168,8 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
         trainer.continue_means(progress.get("means"))
     try:
         if not progress.get("stopped"):
-            _fit(trainer, batches, callbacks, step, epoch_steps, options.epochs)
+            with stop:
+                _fit(trainer, batches, callbacks, step, epoch_steps, options.epochs)
     except Exception as error:
         # tf.data wraps what its functions raise: the quarantine remembers the clear error.
         raise quarantine.error or error from error
@@ -183,67 +189,6 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     )
 
 
-def build_strategy(name: str, devices: int | None = None, *, batch_size: int) -> tf.distribute.Strategy:
-    """The distribution strategy of a word.
-
-    Args:
-        name: ``"one"`` (Keras's default device) or ``"mirrored"``.
-        devices: How many devices ``"mirrored"`` takes; None takes all GPUs, or all logical CPUs where there is no GPU.
-        batch_size: The global batch; it must divide evenly over the replicas.
-
-    Returns:
-        The strategy.
-
-    Raises:
-        ConfigError: If there are fewer devices, the batch does not divide, or the word is unknown.
-
-    Example:
-        >>> from mmfusion.training.train import build_strategy
-        >>> build_strategy("one", batch_size=8).num_replicas_in_sync
-        1
-    """
-    if name == "one":
-        return tf.distribute.get_strategy()
-    if name != "mirrored":
-        raise ConfigError("unknown strategy", where="train.strategy", expected="one or mirrored", found=name)
-    available = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    count = len(available) if devices is None else devices
-    if count > len(available):
-        raise ConfigError("not so many devices here", where="train.devices", expected=f"at most {len(available)}", found=count)
-    if batch_size % count:
-        raise ConfigError(
-            "the batch does not divide over the devices",
-            where="train.batch_size",
-            expected=f"a multiple of {count}",
-            found=batch_size,
-        )
-    return _mirrored(tuple(device.name for device in available[:count]))
-
-
-@functools.cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    # One strategy a set of devices and process: each numbers its collectives from the same start, so that those of two
-    # strategies meet in TensorFlow's one table and fail with "Shape mismatch in the collective instance".
-    return tf.distribute.MirroredStrategy(list(devices))
-
-
-def build_objectives(recipe: Recipe) -> list[Objective]:
-    """The terms of the loss that a recipe switches on."""
-    objective = recipe.objective
-    terms: list[Objective] = []
-    if objective.contrastive is not None:
-        terms.append(
-            ContrastiveObjective(weight=objective.contrastive.weight, label_smoothing=objective.contrastive.label_smoothing)
-        )
-    if objective.matching is not None:
-        terms.append(MatchingObjective(weight=objective.matching.weight, seed=recipe.seed))
-    if objective.captioning is not None:
-        terms.append(
-            CaptioningObjective(weight=objective.captioning.weight, label_smoothing=objective.captioning.label_smoothing)
-        )
-    return terms
-
-
 def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: ImageTransform) -> Any:
     """A function that says the figures of the validation split, named ``val_…``."""
     model: ImageTextModel = trainer.model
@@ -256,20 +201,16 @@ def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordP
         batch_size=recipe.train.batch_size,
         limit=recipe.train.validation_images,
     )
-    monitor = recipe.train.monitor
 
     def validate() -> dict[str, float]:
         figures = evaluator.losses(lambda batch: trainer.compute_losses(batch, training=False)[1])
         if "contrastive" in model.heads:
             figures.update(evaluator.retrieval())
-        if "captioning" in model.heads and monitor in _CAPTION_FIGURES:
+        if recipe.train.monitor in CAPTION_FIGURES:
             figures.update(evaluator.captions(limit=recipe.evaluation.caption_images).metrics)
         return {f"val_{name}": value for name, value in figures.items()}
 
     return validate
-
-
-_CAPTION_FIGURES = ("val_cider_d", "val_bleu_4", "val_rouge_l")
 
 
 def _fit(
@@ -295,49 +236,6 @@ def _fit(
             verbose=0,
         )
         step, broken = last * epoch_steps, 0
-
-
-# What may change between two starts of one run, since the batches, the loss and the updates do not depend on it.
-_FREE = (
-    "tune",
-    "quick",
-    "evaluation",
-    "decoding",
-    "data.max_bad_share",
-    "train.keep",
-    "train.checkpoint_every",
-    "train.tensorboard",
-)
-
-
-def _keep_recipe(recipe: Recipe, run: RunFolder) -> None:
-    from mmfusion.config import load_recipe, save_recipe
-
-    if run.recipe.is_file():
-        earlier, now = _flat(load_recipe(run.recipe).model_dump()), _flat(recipe.model_dump())
-        changed = [
-            path
-            for path in sorted({*earlier, *now})
-            if earlier.get(path) != now.get(path) and not any(path == free or path.startswith(f"{free}.") for free in _FREE)
-        ]
-        if changed:
-            raise ConfigError(
-                "this folder holds a run of another recipe",
-                where=run.path,
-                found=f"changes in {', '.join(changed)}",
-                fix="name another --run folder, or delete this one",
-            )
-    try:
-        save_recipe(recipe, run.recipe)
-    except OSError as error:
-        raise CheckpointError("cannot write the recipe", where=run.recipe, found=error.strerror) from error
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values
 
 
 def _summary(model: ImageTextModel, source: Source, recipe: Recipe, epoch_steps: int, step: int) -> str:

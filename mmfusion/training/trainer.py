@@ -12,15 +12,15 @@ from mmfusion.errors import ConfigError
 from mmfusion.models import ImageTextModel
 from mmfusion.training.forward_pass import ForwardPass
 from mmfusion.training.objectives import Objective
-from mmfusion.training.replicas import replica_count, sum_across
+from mmfusion.training.replicas import replica_count, separate_seeds, sum_across
 
 
 class Trainer(keras.Model):
     """Trains a model by objectives with `compile` and `fit`; owns no weights of its own but metrics.
 
     The loss is ``sum over objectives of weight · (sum of totals / sum of counts)``, both sums over all replicas, so that loss
-    and gradient on N replicas equal those of one replica on the same global batch. Gradients are summed over the replicas
-    first and clipped afterwards (Keras's own `global_clipnorm` clips before).
+    and gradient on N replicas equal those of one replica on the same global batch (dropout aside: each replica draws its
+    own). Gradients are summed over the replicas first and clipped afterwards (Keras's own `global_clipnorm` clips before).
 
     Args:
         model: The model; create both under ``strategy.scope()``.
@@ -139,6 +139,8 @@ class Trainer(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Keras's documented extension point: own loop body, since Keras's fails on some strategies."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            separate_seeds(self.distribute_strategy, self.model)
         if self.train_function is None or force:
             self.train_function = self._on_strategy(self.train_step)
 

@@ -69,7 +69,7 @@ def search_recipe(
         The `SearchResult`: also ``best.yaml``, ``trials.json`` and ``trials.md`` in the folder.
 
     Raises:
-        ConfigError: If the recipe has no ``tune`` section.
+        ConfigError: If the recipe has no ``tune`` section, or the folder holds a search of another recipe.
     """
     from mmfusion.config import save_recipe
 
@@ -82,6 +82,7 @@ def search_recipe(
     tune = recipe.tune
     oracle = _oracle(recipe, max_trials or tune.max_trials)
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_recipe(recipe, folder)
     tuner = _tuner_class()(
         oracle=oracle,
         directory=str(folder),
@@ -113,6 +114,9 @@ def trial_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
     content = recipe.model_dump(mode="json")
     content["tune"] = None
+    if recipe.tune is not None:
+        # A trial keeps the model, and a validation says the figures, that the search is after.
+        set_dotted(content, "train.monitor", recipe.tune.objective.metric)
     for path, value in values.items():
         if not path.startswith("tuner/"):
             set_dotted(content, path, value)
@@ -121,6 +125,26 @@ def trial_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     if values.get("tuner/epochs"):
         set_dotted(content, "train.epochs", int(values["tuner/epochs"]))
     return recipe_from_dict(content, where="a trial's recipe")
+
+
+# What may change between two starts of one search, since trials that are done stay comparable with those to come.
+_FREE = ("quick", "tune.max_trials", "tune.keep_best", "evaluation", "decoding", "train.monitor", "train.tensorboard")
+
+
+def _keep_recipe(recipe: Recipe, folder: Path) -> None:
+    from mmfusion.config import changed_paths, load_recipe, save_recipe
+
+    path = folder / "search.yaml"
+    if path.is_file() and any((folder / "state").glob("trial_*")):
+        changed = changed_paths(load_recipe(path), recipe, _FREE)
+        if changed:
+            raise ConfigError(
+                "this folder holds a search of another recipe",
+                where=folder,
+                found=f"changes in {', '.join(changed)}",
+                fix="name another folder, or delete this one",
+            )
+    save_recipe(recipe, path)
 
 
 def trial_command(run: Path) -> list[str]:
@@ -137,7 +161,7 @@ def _oracle(recipe: Recipe, max_trials: int) -> Any:
     for path, space in tune.space.items():
         _add(parameters, path, space)
     shared: dict[str, Any] = {
-        "objective": keras_tuner.Objective(tune.objective.metric, tune.objective.direction),
+        "objective": keras_tuner.Objective(tune.objective.metric, tune.objective.wanted),
         "hyperparameters": parameters,
         "allow_new_entries": False,
         "tune_new_entries": False,
@@ -202,7 +226,7 @@ def _tuner_class() -> Any:
             if process.returncode:
                 lines = (run / "output.txt").read_text(encoding="utf-8").strip().splitlines()
                 raise FailedTrialError(lines[-1] if lines else f"exit status {process.returncode}")
-            return {metric: best_figure(run / "logs" / "train.jsonl", metric, self.recipe.tune.objective.direction)}
+            return {metric: best_figure(run / "logs" / "train.jsonl", metric, self.recipe.tune.objective.wanted)}
 
         def on_trial_end(self, trial: Any) -> None:
             super().on_trial_end(trial)
@@ -215,7 +239,7 @@ def _tuner_class() -> Any:
                 (worse.folder / "best.keras").unlink(missing_ok=True)
 
         def trials(self) -> list[Trial]:
-            sign = -1.0 if self.recipe.tune.objective.direction == "max" else 1.0
+            sign = -1.0 if self.recipe.tune.objective.wanted == "max" else 1.0
             found = [self._described(trial) for trial in self.oracle.trials.values() if trial.status != "RUNNING"]
             return sorted(found, key=lambda trial: (trial.score is None, sign * (trial.score or 0.0)))
 

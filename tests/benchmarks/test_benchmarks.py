@@ -147,7 +147,7 @@ def test_the_twin_has_our_losses_and_gradients(benchmarks: Path) -> None:
     import torch
     import torch_model
 
-    from mmfusion.training.train import build_objectives
+    from mmfusion.training.objectives import build_objectives
     from mmfusion.training.trainer import Trainer
 
     no_dropout = ("fusion.dropout=0", "model.text_encoder.dropout=0", "model.image_encoder.stochastic_depth=0")

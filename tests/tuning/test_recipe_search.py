@@ -32,7 +32,7 @@ value = 100 - 10 * abs(math.log10(recipe["train"]["learning_rate"]) + 3)
 (run / "logs").mkdir(exist_ok=True)
 (run / "checkpoints").mkdir(exist_ok=True)
 (run / "best.keras").write_text("weights")
-rows = [{"kind": "epoch", "val_rsum": value - epoch} for epoch in range(recipe["train"]["epochs"])]
+rows = [{"kind": "epoch", "val_rsum": value - epoch, "val_loss": 1 / value + epoch} for epoch in range(recipe["train"]["epochs"])]
 (run / "logs" / "train.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 """
 SPACE = {"train.learning_rate": {"min": 1e-4, "max": 1e-1, "sampling": "log"}, "fusion.depth": {"choices": [1, 2]}}
@@ -91,10 +91,18 @@ def test_hyperband_gives_the_better_ones_more_epochs(quick_trainer, tmp_path):
     assert load_recipe(result.best_recipe).train.learning_rate == result.trials[0].values["train.learning_rate"]
 
 
-def test_less_is_better_where_the_recipe_says_so(quick_trainer, tmp_path):
-    goal = {"metric": "val_rsum", "direction": "min"}
-    scores = [trial.score for trial in search_recipe(recipe(tuner="random", objective=goal), tmp_path / "search").trials]
+def test_less_of_a_loss_is_better_without_being_told(quick_trainer, tmp_path):
+    searched = recipe(tuner="random", objective={"metric": "val_loss"})
+    result = search_recipe(searched, tmp_path / "search")
+    scores = [trial.score for trial in result.trials]
     assert scores == sorted(scores) and scores[0] < scores[-1]
+    # A trial keeps the model that the search is after, and says that figure.
+    assert {load_recipe(trial.folder / "trial.yaml").train.monitor for trial in result.trials} == {"val_loss"}
+
+
+def test_a_direction_that_contradicts_the_metric_is_refused():
+    with pytest.raises(ConfigError, match=r"tune\.objective\.direction\]: expected min for val_loss, found max"):
+        recipe(objective={"metric": "val_loss", "direction": "max"})
 
 
 def test_a_failing_trial_is_told_and_the_search_goes_on(quick_trainer, tmp_path):
@@ -216,3 +224,11 @@ def test_best_figure_names_the_known_ones(tmp_path):
     assert (best_figure(log, "val_rsum", "max"), best_figure(log, "val_rsum", "min")) == (3.0, 2.0)
     with pytest.raises(ConfigError, match="expected val_rsum, found val_loss"):
         best_figure(log, "val_loss", "min")
+
+
+def test_a_search_goes_on_with_its_own_recipe_alone(quick_trainer, tmp_path):
+    search_recipe(recipe(max_trials=1), tmp_path / "search")
+    other = recipe_from_dict({**recipe().model_dump(mode="json"), "seed": 5})
+    with pytest.raises(ConfigError, match="a search of another recipe.*changes in seed;"):
+        search_recipe(other, tmp_path / "search")
+    assert len(search_recipe(recipe(max_trials=2), tmp_path / "search").trials) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ class JsonLinesLog(keras.callbacks.Callback):
     """Appends a line every `every` steps and at each epoch's end.
 
     Lines have ``kind`` (``"step"`` or ``"epoch"``), ``step``, ``epoch``, ``time`` (seconds since 1970), ``learning_rate`` and the
-    figures (running means since the epoch began). A resumed training drops lines past its starting step, so that no step stands
-    there twice.
+    figures (running means since the epoch began; null for what is not finite). A resumed training drops lines past its
+    starting step, so that no step stands there twice.
 
     Args:
         path: The file; it is appended to.
@@ -52,7 +53,8 @@ class JsonLinesLog(keras.callbacks.Callback):
             "epoch": self._epoch,
             "time": round(time.time(), 3),
             "learning_rate": float(self.model.optimizer.learning_rate),
-            **{name: float(value) for name, value in (logs or {}).items()},
+            # JSON knows no NaN.
+            **{name: float(value) if math.isfinite(value) else None for name, value in (logs or {}).items()},
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -68,4 +70,6 @@ class JsonLinesLog(keras.callbacks.Callback):
                 continue  # a kill can leave half a line at the end
             if line.get("step", 0) <= step:
                 lines.append(text)
-        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        partial = self.path.with_name(f".partial-{self.path.name}")
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        partial.replace(self.path)

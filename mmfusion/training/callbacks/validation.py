@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from mmfusion.errors import CheckpointError, ConfigError
+from mmfusion.config import lower_is_better
+from mmfusion.errors import CheckpointError, ConfigError, DataError
 
 
 class Validation(keras.callbacks.Callback):
@@ -26,6 +27,10 @@ class Validation(keras.callbacks.Callback):
         every: Epochs between validations. Default 1.
         patience: Validations without improvement before training stops; None never stops. Default None.
         state: The state of an earlier run of this callback, to go on from.
+
+    Raises:
+        ConfigError: If the monitored figure is not among the validation's.
+        DataError: If it is not finite.
     """
 
     def __init__(
@@ -50,11 +55,6 @@ class Validation(keras.callbacks.Callback):
         self.patience = patience
         self.state: dict[str, Any] = {"best": None, "best_epoch": None, "waited": 0, **(state or {})}
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the monitored figure is a loss or a rank."""
-        return self.monitor.endswith(("loss", "rank"))
-
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Validates when due; see the class."""
         if (epoch + 1) % self.every and epoch + 1 != self.epochs:
@@ -70,7 +70,15 @@ class Validation(keras.callbacks.Callback):
                 fix="set train.monitor to one of them",
             )
         value, best = figures[self.monitor], self.state["best"]
-        improved = best is None or (value < best if self.lower_is_better else value > best)
+        if not math.isfinite(value):
+            raise DataError(
+                "the figure to choose the best model by is not finite",
+                where=f"validation of epoch {epoch + 1}",
+                expected=f"a number for {self.monitor}",
+                found=value,
+                fix="lower train.learning_rate, in another --run folder",
+            )
+        improved = best is None or (value < best if lower_is_better(self.monitor) else value > best)
         if improved:
             self.state.update(best=value, best_epoch=epoch, waited=0)
             save_model(self.best_model, self.path)
@@ -97,7 +105,7 @@ def save_model(model: keras.Model, path: Path) -> None:
         >>> path.is_file()
         True
     """
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{path.name}")
     try:
         model.save(partial)
         partial.replace(path)

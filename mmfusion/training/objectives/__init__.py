@@ -1,5 +1,6 @@
 """Terms of the loss: each joins a model's outputs with a pure loss function and figures to report."""
 
+from mmfusion.training.objectives.building import build_objectives
 from mmfusion.training.objectives.captioning import CaptioningObjective
 from mmfusion.training.objectives.contrastive import ContrastiveObjective
 from mmfusion.training.objectives.matching import MatchingObjective
@@ -12,5 +13,6 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "Share",
+    "build_objectives",
     "mean_share",
 ]

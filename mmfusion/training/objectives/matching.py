@@ -5,17 +5,18 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from mmfusion.losses import matching_loss, sample_hard_negatives
+from mmfusion.losses import HardNegatives, matching_loss, sample_hard_negatives
 from mmfusion.training.forward_pass import ForwardPass
 from mmfusion.training.objectives.objective import ObjectiveOutput, Share
+from mmfusion.training.replicas import gather
 
 
 class MatchingObjective:
     """Fused pairs are to be told from near misses.
 
-    For each pair of this replica's batch one image and one text of *other* images are drawn, likelier the more similar the
-    dual encoder finds them (`mmfusion.losses.sample_hard_negatives`); all three are fused and scored. A model without a
-    contrastive head draws them evenly.
+    For each pair one image and one text of *other* images are drawn from the batch of all replicas, likelier the more similar
+    the dual encoder finds them (`mmfusion.losses.sample_hard_negatives`); all three are fused and scored. A model without a
+    contrastive head draws them evenly. A validation draws the same each time.
 
     Args:
         weight: Factor in the total loss. Default 1.
@@ -34,17 +35,23 @@ class MatchingObjective:
 
     def __init__(self, *, weight: float = 1.0, seed: int = 0) -> None:
         self.weight = weight
+        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def __call__(self, forward: ForwardPass) -> ObjectiveOutput:
         """Computes the term for one batch."""
-        batch = forward.batch
-        size = tf.shape(batch["image_id"])[0]
-        similarity = tf.zeros((size, size)) if forward.model.contrastive_head is None else forward.similarity
-        negatives = sample_hard_negatives(similarity, batch["image_id"], seed=self.seed_generator)
-        patches = tf.concat([forward.patches, tf.gather(forward.patches, negatives.image_index), forward.patches], axis=0)
-        text = tf.concat([forward.text, forward.text, tf.gather(forward.text, negatives.text_index)], axis=0)
-        mask = tf.concat([batch["token_mask"], batch["token_mask"], tf.gather(batch["token_mask"], negatives.text_index)], axis=0)
+        batch, image_id = forward.batch, forward.all_image_id
+        size, everyone = tf.shape(batch["image_id"])[0], tf.shape(image_id)[0]
+        similarity = tf.zeros((everyone, everyone)) if forward.model.contrastive_head is None else forward.similarity
+        # All replicas hold one state of the generator, so they draw the same for the whole batch and take their own rows.
+        drawn = sample_hard_negatives(similarity, image_id, seed=self.seed_generator if forward.training else self.seed)
+        negatives = HardNegatives(*(tf.slice(part, [forward.offset], [size]) for part in drawn))
+        images = tf.gather(gather(forward.patches), negatives.image_index)
+        texts = tf.gather(gather(forward.text), negatives.text_index)
+        text_mask = tf.gather(gather(batch["token_mask"]), negatives.text_index)
+        patches = tf.concat([forward.patches, images, forward.patches], axis=0)
+        text = tf.concat([forward.text, forward.text, texts], axis=0)
+        mask = tf.concat([batch["token_mask"], batch["token_mask"], text_mask], axis=0)
         logits = forward.model.match_tokens(patches, text, mask, training=forward.training)
         labels = tf.concat([tf.ones(size), tf.zeros(2 * size)], axis=0)
         valid = tf.concat([tf.ones(size, tf.bool), negatives.valid, negatives.valid], axis=0)
