@@ -18,7 +18,7 @@ class EvaluationConfig(Section):
     split: str | None = Field(None, description="Split to measure on; none takes data.validation_split.")
     gallery: Literal["split", "all"] = Field("split", description="Retrieve within the split or among all splits.")
     rerank_top_k: Annotated[int, Field(ge=0)] = Field(0, description="Candidates that the matching head reorders; 0 does not.")
-    fuse: float = Field(0.0, description="Weight of the dual encoder's scaled similarity in reranking.")
+    fuse: float = Field(0.0, description="Weight of the dual encoder's cosine similarity beside the matching logit in reranking.")
     captions: bool = Field(True, description="Whether to write and score captions.")
     caption_images: Positive | None = Field(None, description="Only so many images are captioned.")
 

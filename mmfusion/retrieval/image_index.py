@@ -37,10 +37,12 @@ class ImageIndex:
         predictor: The model, as `mmfusion.load` gives it.
 
     Example:
-        >>> from mmfusion.retrieval import list_images
-        >>> import pathlib, tempfile
-        >>> list_images(pathlib.Path(tempfile.mkdtemp()))
-        []
+        >>> from mmfusion import load
+        >>> from mmfusion.retrieval import ImageIndex, list_images
+        >>> index = ImageIndex(load("runs/quickstart"))  # doctest: +SKIP
+        >>> index.add(list_images("photos"))  # doctest: +SKIP
+        >>> [hit.path.name for hit in index.search("a red heart", top_k=3)]  # doctest: +SKIP
+        ['heart.png', 'beating-heart.png', 'red-square.png']
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -184,3 +184,28 @@ def test_reading_a_recipe_needs_no_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_words_of_fusion_styles_are_those_of_the_classes():
+    from mmfusion.config import FUSION_STYLES
+    from mmfusion.fusion import STYLES
+
+    assert set(FUSION_STYLES) == set(STYLES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": {"validation_share": 1.0}}, r"data.validation_share\]: expected a number of at least 0 and below 1, found 1"),
+        (
+            {"model": {"heads": ["matching"]}, "objective": {"contrastive": None, "captioning": None},
+             "train": {"monitor": "val_loss"}, "evaluation": {"rerank_top_k": 4}},
+            "rerank_top_k.*expected 0, since model.heads lacks contrastive",
+        ),
+        ({"objective": {"contrastive": {"loss": "sigmoid", "label_smoothing": 0.1}}}, "label_smoothing.*expected 0 with loss sigmoid"),
+        ({"objective": {"contrastive": {"loss": "hinge"}}}, "expected 'softmax' or 'sigmoid', found 'hinge'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_go_together(content, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe_from_dict(content)
