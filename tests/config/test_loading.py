@@ -202,7 +202,10 @@ def test_the_words_of_fusion_styles_are_those_of_the_classes():
              "train": {"monitor": "val_loss"}, "evaluation": {"rerank_top_k": 4}},
             "rerank_top_k.*expected 0, since model.heads lacks contrastive",
         ),
-        ({"objective": {"contrastive": {"loss": "sigmoid", "label_smoothing": 0.1}}}, "label_smoothing.*expected 0 with loss sigmoid"),
+        (
+            {"objective": {"contrastive": {"loss": "sigmoid", "label_smoothing": 0.1}}},
+            "label_smoothing.*expected 0 with loss sigmoid",
+        ),
         ({"objective": {"contrastive": {"loss": "hinge"}}}, "expected 'softmax' or 'sigmoid', found 'hinge'"),
     ],
 )  # fmt: skip
