@@ -40,6 +40,7 @@ test: $(VENV)/.tests
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.tests

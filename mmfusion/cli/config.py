@@ -17,7 +17,7 @@ def config() -> None:
 
 @app.command()
 def show(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a name such as quickstart.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Values to change.", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick variant.")] = False,
 ) -> None:

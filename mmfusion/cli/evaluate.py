@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+# Where the data is and what is measured; how pictures are prepared and what the model is were settled by the training.
+_FREE_SECTIONS = ("evaluation", "decoding")
+_FREE_DATA = ("source", "path", "name", "languages", "train_split", "validation_split", "validation_share", "limit")
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder.", show_default=False)],
@@ -23,6 +27,7 @@ def evaluate(
     from mmfusion.cli.environment import quiet_tensorflow
     from mmfusion.config import load_recipe
 
+    _check_overrides(overrides or [])
     quiet_tensorflow()
     from mmfusion.data import open_source
     from mmfusion.evaluation.evaluate import evaluate_model
@@ -51,3 +56,18 @@ def evaluate(
         split = recipe.evaluation.split or recipe.data.validation_split
         draw_attention_example(loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png")
     print_report(folder)
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    from mmfusion.errors import ConfigError
+
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        section, _, key = path.partition(".")
+        if section not in _FREE_SECTIONS and not (section == "data" and key in _FREE_DATA):
+            raise ConfigError(
+                "a trained model cannot be evaluated with this changed",
+                where=path,
+                expected=f"evaluation.…, decoding.… or data.{{{', '.join(_FREE_DATA)}}}",
+                fix="train another run with it",
+            )

@@ -9,7 +9,7 @@ import typer
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a name such as quickstart.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values to change, as in train.epochs=3 data.path=photos.", show_default=False)
     ] = None,

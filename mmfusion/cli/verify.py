@@ -20,7 +20,7 @@ def verify(
 ) -> None:
     """Run an export in a fresh process and compare every output with the Keras model."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mmfusion.cli.environment import quiet_tensorflow
     from mmfusion.errors import ExportError
@@ -30,7 +30,7 @@ def verify(
     from mmfusion.training import load_run
 
     comparisons = verify_export(export, load_run(run), images=list(images or []) or None, tolerance=tolerance)
-    table = Table("output", "shape", "largest difference", "tolerance", "")
+    table = Table(Column("output", overflow="fold"), "shape", "largest difference", "tolerance", "")
     for row in comparisons:
         verdict = "ok" if row.passed else "DIFFERS"
         table.add_row(row.output, str(row.shape), f"{row.difference:.2e}", f"{row.tolerance:.0e}", verdict)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mmfusion.config.finding import find_recipe
 from mmfusion.config.messages import is_section, nearest_path, one_line, option_paths
 from mmfusion.config.overrides import apply_overrides, merge, set_dotted
 from mmfusion.config.recipe import Recipe
@@ -22,7 +23,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
     """Reads a recipe.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the bare name of a recipe that comes with mmfusion.
         overrides: Changes such as ``train.epochs=3``.
         quick: Whether the recipe's ``quick`` section applies (before the overrides). Default False.
 
@@ -32,7 +33,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
     Raises:
         ConfigError: One line: an unknown key with the nearest valid name, a wrong type, an impossible combination.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -32,10 +32,16 @@ class DecodingConfig(Section):
     max_tokens: Positive | None = Field(None, description="Longest caption; none takes text.max_tokens - 1.")
     min_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest caption.")
 
-    @property
-    def beams(self) -> int:
-        """Beams in use: 1 for greedy."""
-        return self.beam_size if self.method == "beam" else 1
+    def options(self) -> dict[str, Any]:
+        """As `mmfusion.models.ImageTextModel.caption` takes them.
+
+        Example:
+            >>> from mmfusion.config import DecodingConfig
+            >>> DecodingConfig(method="beam", beam_size=4).options()
+            {'beam_size': 4, 'length_penalty': 1.0, 'max_tokens': None, 'min_tokens': 0}
+        """
+        options = self.model_dump(exclude={"method"})
+        return options | {"beam_size": self.beam_size if self.method == "beam" else 1}
 
 
 class RangeConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -78,7 +78,15 @@ def _state_error(expected: str, found: str) -> ConfigError:
     )
 
 
-def log_probabilities(logits: KerasTensor, position: KerasTensor, *, end_id: int, pad_id: int, min_tokens: int) -> KerasTensor:
+def log_probabilities(
+    logits: KerasTensor,
+    position: KerasTensor,
+    *,
+    end_id: int,
+    pad_id: int,
+    min_tokens: int,
+    forbidden_ids: Sequence[int] = (),
+) -> KerasTensor:
     """The model's log-probabilities of the next token, ``-inf`` for what may not come next.
 
     They are not spread anew over what is allowed, so that a text's score is what the model itself says of it. A row
@@ -90,6 +98,7 @@ def log_probabilities(logits: KerasTensor, position: KerasTensor, *, end_id: int
         end_id: The end token, forbidden before `min_tokens`.
         pad_id: Forbidden, unless it is the end token too.
         min_tokens: Fewest tokens before the end token.
+        forbidden_ids: Tokens that are never written. Default none.
 
     Returns:
         ``float32[N, V]``.
@@ -97,8 +106,8 @@ def log_probabilities(logits: KerasTensor, position: KerasTensor, *, end_id: int
     scores = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     token_ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
     forbidden = ops.isnan(scores)
-    if pad_id != end_id:
-        forbidden = ops.logical_or(forbidden, token_ids == pad_id)
+    for never in sorted({pad_id, *forbidden_ids} - {end_id}):
+        forbidden = ops.logical_or(forbidden, token_ids == never)
     if min_tokens > 0:
         forbidden = ops.logical_or(forbidden, ops.logical_and(token_ids == end_id, position < min_tokens))
     return ops.where(forbidden, float("-inf"), scores)

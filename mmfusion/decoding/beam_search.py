@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import KerasTensor, ops
@@ -24,6 +25,7 @@ def beam_search(
     min_tokens: int = 0,
     length_penalty: float = 1.0,
     early_stopping: bool = True,
+    forbidden_ids: Sequence[int] = (),
 ) -> BeamOutput:
     """Looks for the texts with the highest ``score = Σ_t log p(token[t]) / length ** length_penalty``.
 
@@ -52,6 +54,7 @@ def beam_search(
         length_penalty: 0 compares sums (favours short texts), 1 means a token, more favours long texts. Default 1.
         early_stopping: True ends an example when K of its texts have ended; False when, besides, no live text could
             still beat the worst of them, which takes longer and never finds a worse best text. Default True.
+        forbidden_ids: Tokens that are never written, [UNK] say. Default none.
 
     Returns:
         The texts, best first.
@@ -85,6 +88,7 @@ def beam_search(
         min_tokens=min_tokens,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
+        forbidden_ids=forbidden_ids,
     )
     beams, _ = ops.while_loop(search.goes_on, search.grow, search.begin(batch_size, start_id))
     return search.finish(beams)
@@ -128,6 +132,7 @@ class _Search:
         min_tokens: int,
         length_penalty: float,
         early_stopping: bool,
+        forbidden_ids: Sequence[int],
     ) -> None:
         self.stepper = stepper
         self.beam_size = beam_size
@@ -137,6 +142,7 @@ class _Search:
         self.min_tokens = min_tokens
         self.length_penalty = float(length_penalty)
         self.early_stopping = early_stopping
+        self.forbidden_ids = forbidden_ids
         self._moved: set[int] = set()
 
     def begin(self, batch_size: int | KerasTensor, start_id: int) -> tuple[_Beams, list[KerasTensor]]:
@@ -165,7 +171,14 @@ class _Search:
         """Writes one token to each live text."""
         count, length = self.beam_size, beams.position + 1
         logits, new_leaves = self.stepper(ops.reshape(beams.last, (-1,)), leaves)
-        scores = log_probabilities(logits, beams.position, end_id=self.end_id, pad_id=self.pad_id, min_tokens=self.min_tokens)
+        scores = log_probabilities(
+            logits,
+            beams.position,
+            end_id=self.end_id,
+            pad_id=self.pad_id,
+            min_tokens=self.min_tokens,
+            forbidden_ids=self.forbidden_ids,
+        )
         vocabulary = _vocabulary_size(scores)
         totals = beams.live_totals[..., None] + ops.reshape(scores, (-1, count, vocabulary))
         # A live text has one continuation that ends, so that among 2K there are always K that go on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras import KerasTensor, ops
@@ -20,6 +21,7 @@ def greedy(
     pad_id: int,
     max_tokens: int,
     min_tokens: int = 0,
+    forbidden_ids: Sequence[int] = (),
 ) -> DecodeOutput:
     """Writes the likeliest token again and again, until each text has ended.
 
@@ -36,6 +38,7 @@ def greedy(
         pad_id: What follows the end; never written before it.
         max_tokens: L, most tokens to write, the end token included.
         min_tokens: Fewest tokens before the end token. Default 0.
+        forbidden_ids: Tokens that are never written, [UNK] say. Default none.
 
     Returns:
         The texts. A text that no token could go on is ended there, with a score of ``-inf``.
@@ -67,7 +70,9 @@ def greedy(
     def write(position: KerasTensor, *carried: Any) -> tuple[Any, ...]:
         tokens, last, total, lengths, ended, leaves = carried
         logits, leaves = stepper(last, leaves)
-        scores = log_probabilities(logits, position, end_id=end_id, pad_id=pad_id, min_tokens=min_tokens)
+        scores = log_probabilities(
+            logits, position, end_id=end_id, pad_id=pad_id, min_tokens=min_tokens, forbidden_ids=forbidden_ids
+        )
         best = ops.max(scores, axis=-1)
         # Where nothing is possible argmax would name token 0, which may be the padding.
         token = ops.where(best > float("-inf"), ops.cast(ops.argmax(scores, axis=-1), "int32"), end_id)

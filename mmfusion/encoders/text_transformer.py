@@ -42,7 +42,8 @@ class TextTransformer(keras.layers.Layer):
 
     Call arguments:
         token_ids: ``int[B, T]``.
-        token_mask: ``bool[B, T]``, ``True`` = real token; None means that all are real.
+        token_mask: ``bool[B, T]``, ``True`` = real token; with a cache over its L places, ``bool[B, L]``. Default: all are
+            real.
         causal: Whether a token sees only itself and what precedes it. Default False.
         cache: A `TextCache` for step by step decoding (always causal).
         training: Whether dropout is active.
@@ -135,10 +136,10 @@ class TextTransformer(keras.layers.Layer):
             return self.norm(tokens)
         block_caches = []
         for block, block_cache in zip(self.blocks, cache.blocks, strict=True):
-            result = block(tokens, causal=True, cache=block_cache, training=training)
+            result = block(tokens, mask=token_mask, causal=True, cache=block_cache, training=training)
             tokens = result.tokens
             block_caches.append(result.cache)
-        return self.norm(tokens), TextCache(tuple(block_caches), cache.position + token_ids.shape[1])
+        return self.norm(tokens), TextCache(tuple(block_caches), cache.position + ops.shape(token_ids)[1])
 
     def logits(self, tokens: KerasTensor) -> KerasTensor:
         """Scores of the next token: ``float[B, T, D]`` to ``float[B, T, V]``, with the embedding's own weights."""

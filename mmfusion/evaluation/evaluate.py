@@ -79,13 +79,9 @@ def evaluate_model(
             metrics.update({f"reranked_{name}": value for name, value in reranked.items()})
     captions = None
     if "captioning" in model.heads and options.captions:
-        decoding = recipe.decoding
         captions = evaluator.captions(
             limit=options.caption_images,
-            beam_size=decoding.beam_size if decoding.method == "beam" else 1,
-            length_penalty=decoding.length_penalty,
-            max_tokens=decoding.max_tokens,
-            min_tokens=decoding.min_tokens,
+            **recipe.decoding.options(),
         )
         metrics.update(captions.metrics)
         metrics["token_loss"] = evaluator.caption_loss()
@@ -103,7 +99,7 @@ def evaluate_model(
         "captions": sum(len(example.captions) for example in evaluator.examples),
         "captioned_images": 0 if captions is None else len(captions.captions),
         "gallery": f"{options.gallery}: {len(evaluator.gallery.splits['gallery'])} images",
-        "resolution": f"{transform.size[0]} x {transform.size[1]} ({recipe.data.resize})",
+        "resolution": f"{transform.size[0]} x {transform.size[1]} ({transform.resize_mode})",
         "parameters": model.count_params(),
         "rerank_top_k": rerank,
         "fuse": options.fuse,

@@ -45,6 +45,11 @@ class EncodedGallery(NamedTuple):
     text_tokens: np.ndarray | None
     text_mask: np.ndarray | None
 
+    @property
+    def similarity(self) -> np.ndarray:
+        """``float32[I, T]``, cosines."""
+        return self.image_embedding @ self.text_embedding.T
+
 
 class CaptionsResult(NamedTuple):
     """What a model wrote.
@@ -203,7 +208,7 @@ class Evaluator:
         """Recalls and ranks of the dual encoder in both directions; see `retrieval_metrics`."""
         encoded = self.encode() if encoded is None else encoded
         return retrieval_metrics(
-            encoded.image_embedding @ encoded.text_embedding.T,
+            encoded.similarity,
             encoded.image_id,
             encoded.text_image_id,
             image_query=encoded.image_query,
@@ -215,7 +220,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """As `retrieval`, with the first `top_k` candidates reordered by the matching head; see `rerank`."""
         return rerank(
-            encoded.image_embedding @ encoded.text_embedding.T,
+            encoded.similarity,
             encoded.image_id,
             encoded.text_image_id,
             lambda images, texts: self.match_pairs(encoded, images, texts),

@@ -140,15 +140,11 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
         from mmfusion.export.serving_functions import as_tf_function, serving_functions
 
         run = load_run(path)
-        decoding = run.recipe.decoding
         signatures = serving_functions(
             run.model,
             run.tokenizer,
             run.transform,
-            beam_size=decoding.beam_size if decoding.method == "beam" else 1,
-            length_penalty=decoding.length_penalty,
-            max_tokens=decoding.max_tokens,
-            min_tokens=decoding.min_tokens,
+            **run.recipe.decoding.options(),
         )
         return Predictor(
             {name: as_tf_function(function) for name, function in signatures.items()},

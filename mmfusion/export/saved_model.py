@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,23 +44,21 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
         raise ExportError(
             "not replaced: this is no export of mmfusion", where=output, expected=DESCRIPTION, fix="choose another --output"
         )
-    decoding = run.recipe.decoding
     functions = serving_functions(
         run.model,
         run.tokenizer,
         run.transform,
-        beam_size=decoding.beam_size if decoding.method == "beam" else 1,
-        length_penalty=decoding.length_penalty,
-        max_tokens=decoding.max_tokens,
-        min_tokens=decoding.min_tokens,
+        **run.recipe.decoding.options(),
     )
     archive = keras.export.ExportArchive()
     archive.track(run.model)
     archive.track(run.tokenizer)
     for name, serving in functions.items():
         archive.add_endpoint(name, _named(serving.function, serving.inputs), input_signature=serving.inputs)
-    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
+    partial = output.with_name(f".partial-{output.name}")
     try:
+        # What an export that was killed has left.
+        shutil.rmtree(partial, ignore_errors=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         archive.write_out(partial, verbose=False)
         (partial / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
@@ -159,62 +156,4 @@ def _write_examples(folder: Path, description: dict[str, Any]) -> None:
     if "caption" not in description["signatures"]:
         request = {"signature_name": "encode_image", "instances": [instance]}
     (folder / "request.json").write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
-    (folder / REQUEST).write_text(_REQUEST_SCRIPT, encoding="utf-8")
-
-
-_REQUEST_SCRIPT = '''"""Asks each signature of this export about a picture and a sentence; needs tensorflow and tensorflow_text.
-
-    python examples/request.py [PICTURE] [SENTENCE]
-    python examples/request.py --batch REQUEST.npz ANSWER.npz
-"""
-
-import pathlib
-import sys
-
-import numpy as np
-import tensorflow as tf
-import tensorflow_text  # noqa: F401  registers the tokenizer's operators
-
-HERE = pathlib.Path(__file__).resolve().parent
-
-
-def ask(model, image_bytes, text, **more):
-    """Answers of all signatures whose inputs are given, as {"signature/output": array}."""
-    answers = {}
-    values = {"image_bytes": tf.constant(image_bytes), "text": tf.constant(text)}
-    values.update({name: tf.constant(value) for name, value in more.items()})
-    for name, signature in sorted(model.signatures.items()):
-        inputs = signature.structured_input_signature[1]
-        if name == "serving_default" or not set(inputs) <= set(values):
-            continue
-        for output, value in signature(**{key: values[key] for key in inputs}).items():
-            answers[f"{name}/{output}"] = value.numpy()
-    return answers
-
-
-def main(arguments):
-    model = tf.saved_model.load(str(HERE.parent))
-    if arguments[:1] == ["--batch"]:
-        request = np.load(arguments[1], allow_pickle=False)
-        lengths, buffer = request["lengths"], request["bytes"].tobytes()
-        ends = np.cumsum(lengths)
-        images = [buffer[end - length : end] for end, length in zip(ends, lengths)]
-        more = {name: request[name] for name in request.files if name.startswith("token_")}
-        answers = ask(model, images, [str(text) for text in request["text"]], **more)
-        encoded = {}
-        for key, value in answers.items():
-            if value.dtype == object:
-                value = np.array([item.decode("utf-8", "replace") for item in value.ravel()]).reshape(value.shape)
-            encoded[key] = value
-        np.savez(arguments[2], **encoded)
-        print(sorted(name.split(".")[0] for name in sys.modules if name in ("keras", "mmfusion")))
-        return
-    picture = pathlib.Path(arguments[0]) if arguments else HERE / "picture.jpg"
-    sentence = arguments[1] if len(arguments) > 1 else "a colourful square"
-    for key, value in ask(model, [picture.read_bytes()], [sentence]).items():
-        print(f"{key:26} {value.shape!s:22} {value.ravel()[:4]}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-'''
+    shutil.copyfile(Path(__file__).with_name("request_example.py"), folder / REQUEST)

@@ -61,6 +61,16 @@ def serving_functions(
         return {"embedding": model.encode_text(tokens.token_ids, tokens.token_mask, training=False)}
 
     def encode_text_ids(token_ids: tf.Tensor, token_mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        longest, size = model.text_encoder.max_length, model.text_encoder.vocabulary_size
+        shapes, known = "token_ids and token_mask: expected one shape, [B, T]", f"token_ids: expected ids from 0 to {size - 1}"
+        checks = [
+            tf.debugging.assert_equal(tf.shape(token_ids), tf.shape(token_mask), shapes),
+            tf.debugging.assert_less_equal(tf.shape(token_ids)[1], longest, f"token_ids: expected at most {longest} a text"),
+            tf.debugging.assert_non_negative(token_ids, known),
+            tf.debugging.assert_less(token_ids, size, known),
+        ]
+        with tf.control_dependencies(checks):
+            token_ids = tf.identity(token_ids)
         return {"embedding": model.encode_text(token_ids, token_mask, training=False)}
 
     def match(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:

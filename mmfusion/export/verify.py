@@ -47,7 +47,9 @@ def verify_export(
     texts: list[str] | None = None,
     tolerance: float | None = None,
 ) -> list[Comparison]:
-    """Runs an export in a fresh process that knows only TensorFlow and tensorflow-text, and compares every output.
+    """Runs an export in a fresh process whose script imports TensorFlow and tensorflow-text alone, and compares every output.
+
+    That process must not import mmfusion; Keras may be there, since TensorFlow brings it along.
 
     Args:
         export: The export's folder.
@@ -118,15 +120,11 @@ def _in_fresh_process(
 def _in_this_process(
     run: LoadedRun, contents: list[bytes], texts: list[str], token_inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    decoding = run.recipe.decoding
     functions = serving_functions(
         run.model,
         run.tokenizer,
         run.transform,
-        beam_size=decoding.beam_size if decoding.method == "beam" else 1,
-        length_penalty=decoding.length_penalty,
-        max_tokens=decoding.max_tokens,
-        min_tokens=decoding.min_tokens,
+        **run.recipe.decoding.options(),
     )
     values = {"image_bytes": tf.constant(contents), "text": tf.constant(texts)}
     values |= {name: tf.constant(value) for name, value in token_inputs.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import TransformerBlock
@@ -36,7 +37,7 @@ class CrossFusion(Fusion):
     Call arguments:
         text: ``float[B, T, D]``.
         image: ``float[B, P, Di]``; may be None when a cache is given.
-        text_mask: ``bool[B, T]``, ``True`` = real token.
+        text_mask: ``bool[B, T]``, ``True`` = real token; with a cache over its L places, ``bool[B, L]``.
         image_mask: ``bool[B, P]``, ``True`` = real patch.
         causal: Whether a text token sees only the text up to itself. The image is seen whole.
         cache: A `FusionCache` from `init_cache`, for step by step decoding.
@@ -45,6 +46,9 @@ class CrossFusion(Fusion):
 
     Returns:
         `FusionOutput`; the image tokens pass unchanged.
+
+    Raises:
+        ConfigError: If a cache is given and `causal` is not.
 
     Example:
         >>> import numpy as np
@@ -124,6 +128,10 @@ class CrossFusion(Fusion):
         training: bool | None = None,
     ) -> FusionOutput:
         """Joins the two streams; see the class."""
+        if cache is not None and not causal:
+            raise ConfigError(
+                "a cache holds what came before, so decoding with it is causal", where=self.name, fix="pass causal=True"
+            )
         scores, caches = [], []
         for index, block in enumerate(self.blocks):
             block_cache = None if cache is None else cache.layers[index]

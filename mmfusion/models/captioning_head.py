@@ -17,6 +17,7 @@ class CaptioningHead(keras.layers.Layer):
         start_id: Id of the token that starts a caption ([CLS]).
         end_id: Id of the token that ends it ([SEP]).
         pad_id: Id of the padding. Default 0.
+        forbidden_ids: Further ids that are never written, such as [UNK] and [MASK]; the start token never is. Default none.
 
     Call arguments:
         tokens: ``float[B, T, D]``.
@@ -33,10 +34,11 @@ class CaptioningHead(keras.layers.Layer):
     Source: the output transform of BERT (arXiv:1810.04805).
     """
 
-    def __init__(self, *, start_id: int, end_id: int, pad_id: int = 0, **kwargs: Any) -> None:
+    def __init__(self, *, start_id: int, end_id: int, pad_id: int = 0, forbidden_ids: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         self.start_id, self.end_id, self.pad_id = start_id, end_id, pad_id
+        self.forbidden_ids = tuple(forbidden_ids)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
@@ -53,4 +55,10 @@ class CaptioningHead(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "start_id": self.start_id, "end_id": self.end_id, "pad_id": self.pad_id}
+        return {
+            **super().get_config(),
+            "start_id": self.start_id,
+            "end_id": self.end_id,
+            "pad_id": self.pad_id,
+            "forbidden_ids": self.forbidden_ids,
+        }

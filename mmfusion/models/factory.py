@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -30,6 +31,7 @@ def build_model(
     start_id: int,
     end_id: int,
     pad_id: int,
+    forbidden_ids: Sequence[int] = (),
     dtype: str | keras.DTypePolicy = "float32",
 ) -> ImageTextModel:
     """Builds the model that a recipe describes, with fresh weights.
@@ -40,6 +42,7 @@ def build_model(
         start_id: Id of the token that starts a caption.
         end_id: Id of the token that ends it.
         pad_id: Id of the padding.
+        forbidden_ids: Further ids that a caption never holds, such as [UNK]. Default none.
         dtype: Keras dtype policy of all parts, ``"mixed_bfloat16"`` say. Default ``"float32"``.
 
     Returns:
@@ -102,7 +105,9 @@ def build_model(
         if "contrastive" in heads
         else None,
         matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,
-        captioning_head=CaptioningHead(start_id=start_id, end_id=end_id, pad_id=pad_id, dtype=dtype, name="captioning_head")
+        captioning_head=CaptioningHead(
+            start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids, dtype=dtype, name="captioning_head"
+        )
         if "captioning" in heads
         else None,
         name="image_text_model",

@@ -251,6 +251,7 @@ class ImageTextModel(keras.Model):
             "pad_id": head.pad_id,
             "max_tokens": max_tokens,
             "min_tokens": min_tokens,
+            "forbidden_ids": (head.start_id, *head.forbidden_ids),
         }
         if beam_size == 1:
             return greedy(self.caption_step, state, **options)
@@ -264,11 +265,28 @@ class ImageTextModel(keras.Model):
         logits = self.text_encoder.logits(head(fused.text))[:, 0]
         return logits, CaptionState(text_cache, fused.cache)
 
-    def attend(self, images: KerasTensor, token_ids: KerasTensor, token_mask: KerasTensor | None = None) -> KerasTensor:
-        """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1."""
+    def attend(
+        self,
+        images: KerasTensor,
+        token_ids: KerasTensor,
+        token_mask: KerasTensor | None = None,
+        causal: bool | None = None,
+    ) -> KerasTensor:
+        """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1.
+
+        Args:
+            images: ``float[B, H, W, 3]``.
+            token_ids: ``int[B, T]``.
+            token_mask: ``bool[B, T]``, ``True`` = real token. Default: all real.
+            causal: Whether the text is read left to right, as when it is written. Default: if the model can do nothing
+                but caption, since its weights know no other reading.
+        """
+        if causal is None:
+            causal = self.heads == ("captioning",)
         patches = self.image_encoder(images, training=False)
-        text = self.text_encoder(token_ids, token_mask=token_mask, training=False)
-        scores = self._fuse()(text, patches, text_mask=token_mask, return_scores=True, training=False).scores
+        text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
+        fused = self._fuse()(text, patches, text_mask=token_mask, causal=causal, return_scores=True, training=False)
+        scores = fused.scores
         shape = ops.shape(scores)
         return ops.reshape(scores, (*shape[:4], *self.image_encoder.grid))
 
@@ -287,6 +305,19 @@ class ImageTextModel(keras.Model):
         if self.captioning_head is not None:
             outputs["caption_logits"] = self.caption_logits(patches, token_ids, token_mask, training=training)
         return outputs
+
+    def export(self, *arguments: Any, **options: Any) -> None:
+        """Not how this model is exported: signatures of files and sentences need its tokenizer and its image transform.
+
+        Raises:
+            ConfigError: Always, with the way that works.
+        """
+        raise ConfigError(
+            "a model alone does not know its tokenizer and image transform",
+            where=self.name,
+            fix="train it with mmfusion.training.train and call mmfusion.export.export_model(load_run(RUN), FOLDER), "
+            "or: mmfusion export RUN --output FOLDER",
+        )
 
     def _fuse(self) -> Fusion:
         if self.fusion is None:

@@ -91,6 +91,12 @@ class WordPieceTokenizer(keras.layers.Layer):
         self._build_tables()
         self.built = True
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are no words: [PAD], [UNK], [CLS], [SEP] and, where there is one, [MASK]."""
+        ids = (self.pad_id, self.unk_id, self.start_id, self.end_id)
+        return ids if self.mask_id is None else (*ids, self.mask_id)
+
     def _build_tables(self) -> None:
         import tensorflow as tf
 
@@ -182,9 +188,7 @@ class WordPieceTokenizer(keras.layers.Layer):
 
         ids = tf.cast(tf.convert_to_tensor(token_ids), tf.int32)
         tokens = self.id_to_token(ids)
-        special = [self.pad_id, self.unk_id, self.start_id, self.end_id]
-        special += [] if self.mask_id is None else [self.mask_id]
-        dropped = tf.reduce_any(ids[..., tf.newaxis] == tf.constant(special), axis=-1) | (tokens == UNKNOWN)
+        dropped = tf.reduce_any(ids[..., tf.newaxis] == tf.constant(self.special_ids), axis=-1) | (tokens == UNKNOWN)
         # Empty strings leave runs of spaces behind, that would keep the pieces of a word apart.
         spaced = tf.strings.reduce_join(tf.where(dropped, "", tf.strings.join([" ", tokens])), axis=-1)
         text = tidy(tf.strings.regex_replace(spaced, " ##", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
 
 def trial_command(run: Path) -> list[str]:
     """The command that trains the trial of a folder, from its ``trial.yaml``."""
-    return [sys.executable, "-m", "mmfusion.cli.trial_process", str(run)]
+    return [sys.executable, "-m", "mmfusion.cli.trial_process", str(run), str(os.getpid())]
 
 
 def _oracle(recipe: Recipe, max_trials: int) -> Any:

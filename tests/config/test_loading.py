@@ -212,3 +212,12 @@ def test_the_words_of_fusion_styles_are_those_of_the_classes():
 def test_what_cannot_go_together(content, message):
     with pytest.raises(ConfigError, match=message):
         recipe_from_dict(content)
+
+
+def test_recipes_that_come_with_it_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("quickstart") == load_recipe(CONFIGS[0].with_name("quickstart.yaml"))
+    with pytest.raises(ConfigError, match=r"no such recipe \[quickstrat\].*overfit.*did you mean quickstart\?"):
+        load_recipe("quickstrat")
+    Path("quickstart").write_text("name: mine")
+    assert load_recipe("quickstart").name == "mine"

@@ -10,7 +10,7 @@ from keras import ops
 from mmfusion.decoding import beam_search, greedy
 from mmfusion.errors import ConfigError
 
-END, PAD = 2, 0
+START, END, PAD = 1, 2, 0
 PENALTIES = [-0.5, 0.0, 0.6, 1.0, 2.0]
 
 
@@ -353,3 +353,19 @@ def test_says_what_is_wrong(recurrent_model) -> None:
         beam_search(lambda token_ids, state: (ops.zeros((6, 1)), state), (), beam_size=2, **options)
     with pytest.raises(ConfigError, match=r"first axis.*expected \[3, ...\], found \[7, 2\]"):
         beam_search(model.step, ops.zeros((7, 2)), beam_size=2, **options)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3, 200])
+def test_a_forbidden_token_is_never_written_and_nothing_else_changes(recurrent_model, beam_size: int) -> None:
+    model = recurrent_model(vocabulary=6, batch_size=3)
+    options = {"batch_size": 3, "beam_size": beam_size, "max_tokens": 4, **model.ids}
+
+    found = beam_search(model.step, model.state(), forbidden_ids=(4, START), **options)
+    plain = beam_search(model.step, model.state(), **options)
+    assert not np.isin(found.token_ids, (4, START)).any() and np.isin(plain.token_ids, (4, START)).any()
+    if beam_size == 200:
+        for example in range(3):
+            allowed = [text for text in model.all_texts(4, 0) if not {4, START} & set(text)]
+            best = max(allowed, key=lambda text, e=example: model.total(e, text) / len(text))
+            assert texts_of(found, example)[0] == best
+            np.testing.assert_allclose(found.scores[example, 0], model.total(example, best) / len(best), rtol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from factories import randomized
 
 from mmfusion.encoders import TextTransformer, VisionTransformer
@@ -107,3 +108,33 @@ def test_output_layer_is_the_embedding():
 def test_an_image_size_that_patches_do_not_fill_is_refused():
     with pytest.raises(ConfigError, match=r"multiple of 16, found 100 x 96"):
         VisionTransformer(image_size=(100, 96), patch_size=16)
+
+
+def test_a_mask_over_the_cache_hides_what_it_should():
+    encoder = TextTransformer(vocabulary_size=20, max_length=8, dim=8, depth=2, num_heads=2)
+    encoder.build((None, 8))
+    ids = np.random.default_rng(0).integers(0, 20, (2, 4)).astype("int32")
+    mask = np.array([[True, True, True, True], [True, False, True, True]])
+    whole = encoder(ids, token_mask=mask, causal=True)
+    places = np.concatenate([mask, np.ones((2, 4), bool)], axis=1)
+    cache = encoder.init_cache(2, 8)
+    for step in range(4):
+        tokens, cache = encoder(ids[:, step : step + 1], token_mask=places, cache=cache)
+        real = mask[:, step]
+        np.testing.assert_allclose(to_numpy(tokens)[real, 0], to_numpy(whole)[real, step], atol=1e-5)
+
+
+def test_cached_reading_of_an_unknown_number_of_tokens():
+    encoder = TextTransformer(vocabulary_size=20, max_length=8, dim=8, depth=1, num_heads=2)
+    encoder.build((None, 8))
+
+    @tf.function(input_signature=[tf.TensorSpec((2, None), tf.int32)])
+    def read(ids):
+        tokens, cache = encoder(ids, cache=encoder.init_cache(2, 8))
+        return tokens, cache.position
+
+    for length in (1, 3):
+        ids = np.full((2, length), 5, "int32")
+        tokens, position = read(ids)
+        assert int(position) == length
+        np.testing.assert_allclose(tokens, encoder(ids, causal=True), atol=1e-5)

@@ -46,6 +46,19 @@ if __name__ == "__main__":
             errors.append(type(error).__name__)
         except UnicodeDecodeError:
             errors.append("InvalidArgumentError")  # TensorFlow quotes the bytes in its message and fails to decode it.
+    encode = model.signatures["encode_text_ids"]
+    longest = values["token_ids"].shape[1]
+    for ids, mask in (
+        ([[-1, 5]], [[True, True]]),
+        ([[2, 10**6]], [[True, True]]),
+        ([[2, 5]], [[True]]),
+        ([[2] * (longest + 40)], [[True] * (longest + 40)]),
+    ):
+        try:
+            encode(token_ids=tf.constant(ids, tf.int32), token_mask=tf.constant(mask))
+            errors.append("no error")
+        except tf.errors.OpError as error:
+            errors.append(f"{type(error).__name__}: {'expected' in error.message}")
     np.savez(answer_path, **answers)
     imported = sorted(name for name in ("keras", "mmfusion", "tf_keras") if name in sys.modules)
     print(json.dumps({"signatures": described, "errors": errors, "imported": imported}))

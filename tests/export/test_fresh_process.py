@@ -119,4 +119,4 @@ def test_batches_of_any_size(count, served):
 
 
 def test_garbage_is_an_error_and_the_process_lives_on(served):
-    assert served.errors == ["InvalidArgumentError"] * 5
+    assert served.errors == ["InvalidArgumentError"] * 5 + ["InvalidArgumentError: True"] * 4

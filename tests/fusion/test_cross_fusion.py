@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from factories import randomized
 
+from mmfusion.errors import ConfigError
 from mmfusion.fusion import STYLES, CrossFusion, FusionOutput
 
 B, T, P, D, DI = 2, 5, 6, 12, 16
@@ -96,3 +97,9 @@ def test_gradients_reach_both_streams(fusion, streams):
         loss = tf.reduce_sum(fusion(text, image).text ** 2)
     for gradient in tape.gradient(loss, [text, image]):
         assert np.abs(gradient.numpy()).max() > 1e-4
+
+
+def test_a_cache_without_causal_is_refused(fusion, streams):
+    cache = fusion.init_cache(B, T, streams["image"])
+    with pytest.raises(ConfigError, match="decoding with it is causal.*pass causal=True"):
+        fusion(streams["text"][:, :1], cache=cache)

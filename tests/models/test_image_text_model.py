@@ -70,7 +70,8 @@ def test_cached_decoding_equals_uncached_rollout(model):
     ids[:, 0] = 2
     finished = np.zeros(3, bool)
     for step in range(MAX_LENGTH - 1):
-        logits = to_numpy(model.caption_logits(patches, ids[:, : step + 1]))[:, -1]
+        logits = to_numpy(model.caption_logits(patches, ids[:, : step + 1]))[:, -1].copy()
+        logits[:, [0, 2]] = -np.inf  # padding and the start token are never written
         chosen = np.where(finished, 0, logits.argmax(-1))
         ids[:, step + 1] = chosen
         finished |= chosen == 3
@@ -138,3 +139,33 @@ def test_temperature_is_capped_and_learned(model):
     assert float(head.scale) == head.max_scale
     head.log_scale.assign(before)
     assert any("log_scale" in weight.path for weight in model.trainable_weights)
+
+
+def test_special_tokens_are_never_written():
+    model = randomized(tiny_model(), scale=0.6)
+    images = tiny_batch(4)["image"]
+    written = {int(token) for token in to_numpy(model.caption(images, min_tokens=MAX_LENGTH - 1).token_ids).ravel()}
+    model.captioning_head.forbidden_ids = tuple(written)
+    for beam_size in (1, 3):
+        found = to_numpy(model.caption(images, min_tokens=MAX_LENGTH - 1, beam_size=beam_size).token_ids)
+        assert not np.isin(found, [*written, 2]).any()
+    copy = type(model.captioning_head).from_config(model.captioning_head.get_config())
+    assert copy.forbidden_ids == tuple(written)
+
+
+@pytest.mark.parametrize(("heads", "causal"), [(("captioning",), True), (("matching", "captioning"), False)])
+def test_attention_is_drawn_as_the_model_reads(heads, causal):
+    model = randomized(tiny_model(heads=heads))
+    batch = tiny_batch(2)
+    found = to_numpy(model.attend(batch["image"], batch["token_ids"], batch["token_mask"]))
+    same, other = (
+        to_numpy(model.attend(batch["image"], batch["token_ids"], batch["token_mask"], causal=way))
+        for way in (causal, not causal)
+    )
+    np.testing.assert_array_equal(found, same)
+    assert np.abs(found - other).max() > 1e-4
+
+
+def test_keras_own_export_says_how_it_is_done(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"export_model.*mmfusion export RUN"):
+        model.export(tmp_path / "export")

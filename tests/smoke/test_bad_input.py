@@ -194,3 +194,10 @@ def test_a_full_disk_while_a_checkpoint_is_written(full_disk):
     resumed = in_process_of_its_own(*arguments)
     assert resumed.status == 0 and f"continuing after step {step}" in resumed.err, resumed.err
     assert "12 steps" in resumed.out
+
+
+@pytest.mark.parametrize("override", ["data.resize=crop", "data.image_size=48", "model.embedding_dim=3", "train.epochs=9"])
+def test_evaluate_refuses_what_it_would_ignore(override, trained, mmfusion):
+    answer = mmfusion("evaluate", trained.folder, override)
+    (line,) = answer.error_lines
+    assert answer.status == 2 and f"[{override.partition('=')[0]}]" in line and "evaluation.…" in line

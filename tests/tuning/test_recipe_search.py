@@ -181,7 +181,7 @@ def test_a_trial_ends_with_the_search(tmp_path):
     if sys.platform != "linux":
         pytest.skip("Linux alone can be asked for that")
     child = (
-        "import time; from mmfusion.cli.trial_process import end_with_parent; end_with_parent(); "
+        "import time; from mmfusion.cli.trial_process import end_with_parent; import os; end_with_parent(os.getppid()); "
         "print('up', flush=True); time.sleep(60)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"

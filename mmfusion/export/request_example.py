@@ -1,0 +1,59 @@
+"""Asks each signature of this export about a picture and a sentence; needs tensorflow and tensorflow_text.
+
+python examples/request.py [PICTURE] [SENTENCE]
+python examples/request.py --batch REQUEST.npz ANSWER.npz
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the tokenizer's operators
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def ask(model: Any, image_bytes: list[bytes], text: list[str], **more: np.ndarray) -> dict[str, np.ndarray]:
+    """Answers of all signatures whose inputs are given, as {"signature/output": array}."""
+    answers = {}
+    values = {"image_bytes": tf.constant(image_bytes), "text": tf.constant(text)}
+    values.update({name: tf.constant(value) for name, value in more.items()})
+    for name, signature in sorted(model.signatures.items()):
+        inputs = signature.structured_input_signature[1]
+        if name == "serving_default" or not set(inputs) <= set(values):
+            continue
+        for output, value in signature(**{key: values[key] for key in inputs}).items():
+            answers[f"{name}/{output}"] = value.numpy()
+    return answers
+
+
+def main(arguments: list[str]) -> None:
+    """Answers for one picture and one sentence, or for a file of them."""
+    model = tf.saved_model.load(str(HERE.parent))
+    if arguments[:1] == ["--batch"]:
+        request = np.load(arguments[1], allow_pickle=False)
+        lengths, buffer = request["lengths"], request["bytes"].tobytes()
+        ends = np.cumsum(lengths)
+        images = [buffer[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        more = {name: request[name] for name in request.files if name.startswith("token_")}
+        answers = ask(model, images, [str(text) for text in request["text"]], **more)
+        encoded: dict[str, Any] = {}
+        for key, value in answers.items():
+            if value.dtype == object:
+                value = np.array([item.decode("utf-8", "replace") for item in value.ravel()]).reshape(value.shape)
+            encoded[key] = value
+        np.savez(arguments[2], **encoded)
+        print(sorted(name.split(".")[0] for name in sys.modules if name in ("keras", "mmfusion")))
+        return
+    picture = pathlib.Path(arguments[0]) if arguments else HERE / "picture.jpg"
+    sentence = arguments[1] if len(arguments) > 1 else "a colourful square"
+    for key, value in ask(model, [picture.read_bytes()], [sentence]).items():
+        print(f"{key:26} {value.shape!s:22} {value.ravel()[:4]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
