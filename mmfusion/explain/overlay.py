@@ -118,7 +118,7 @@ def draw_attention_overlay(
     drawn = [index for index, word in enumerate(words) if word not in skip]
     if not drawn:
         raise DataError("nothing to draw", expected="a token that is not skipped", found=" ".join(words))
-    highest = maps[drawn].max()
+    highest = np.max(maps[drawn])
     height, width = pixels.shape[:2]
     # Panels keep the shape of the image, within reason for strips.
     cell_width = 1.9
@@ -148,7 +148,7 @@ def draw_attention_overlay(
 
 
 def _lay_over(axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None) -> None:
-    low, high = (float(heat.min()), float(heat.max())) if highest is None else (0.0, highest)
+    low, high = (float(np.min(heat)), float(np.max(heat))) if highest is None else (0.0, highest)
     strength = np.clip((heat - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(heat)
     smooth = _enlarge(strength, size)
     # Weak attention darkens the image only a little, so that one still sees what is not attended to.
