@@ -1,27 +1,36 @@
-"""What all tests share: quiet TensorFlow on two logical devices, and the data beside the repository."""
+"""What all tests share: quiet TensorFlow on two logical devices, and the data beside the repository.
+
+With KERAS_BACKEND=jax the tests of layers, fusion, encoders, losses, models and decoding run on JAX (`make test-jax`).
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core for itself: more threads only get into each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tensorflow as tf
+if os.environ["KERAS_BACKEND"] == "tensorflow":
+    import tensorflow as tf
 
-# Two logical devices stand for two GPUs; TensorFlow takes this only before its first operation.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+    # Two logical devices stand for two GPUs; TensorFlow takes this only before its first operation.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 
 
 @pytest.fixture
