@@ -8,10 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
-from mmfusion.layers import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -27,12 +25,15 @@ class CrossFusion(Fusion):
 
     Args:
         dim: Width of the text tokens, D.
+        image_dim: Width of the image tokens, Di. Default D.
         depth: Number of layers. Default 2.
         num_heads: Attention heads. Default 4.
         mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
         dropout: Rate after attention and feed-forward. Default 0.
+        attention_dropout: Rate of attention weights. Default 0.
+        stochastic_depth: Rate of dropping whole branches of the last layer, growing linearly from 0. Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
-        image_dim: Width of the image tokens, Di; default D.
 
     Call arguments:
         text: ``float[B, T, D]``.
@@ -67,34 +68,31 @@ class CrossFusion(Fusion):
         self,
         *,
         dim: int,
+        image_dim: int | None = None,
         depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
         kernel: str = "exact",
-        image_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.dim = dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
-        self.kernel = kernel
-        self.image_dim = dim if image_dim is None else image_dim
-        self.blocks = [
-            TransformerBlock(
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                cross_attention=True,
-                dropout=dropout,
-                kernel=kernel,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
-            )
-            for index in range(depth)
-        ]
+        super().__init__(
+            dim=dim,
+            image_dim=image_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            stochastic_depth=stochastic_depth,
+            layer_scale=layer_scale,
+            kernel=kernel,
+            **kwargs,
+        )
+        self.blocks = [self.make_block(f"block_{index}", index, cross_attention=True) for index in range(depth)]
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
 
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
@@ -128,10 +126,7 @@ class CrossFusion(Fusion):
         training: bool | None = None,
     ) -> FusionOutput:
         """Joins the two streams; see the class."""
-        if cache is not None and not causal:
-            raise ConfigError(
-                "a cache holds what came before, so decoding with it is causal", where=self.name, fix="pass causal=True"
-            )
+        text, image, text_mask, image_mask = self.checked(text, image, text_mask, image_mask, causal, cache)
         scores, caches = [], []
         for index, block in enumerate(self.blocks):
             block_cache = None if cache is None else cache.layers[index]
@@ -169,16 +164,3 @@ class CrossFusion(Fusion):
             context=image_length,
             context_dim=self.image_dim,
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "kernel": self.kernel,
-            "image_dim": self.image_dim,
-        }

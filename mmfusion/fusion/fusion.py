@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor
 
+from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost
+from mmfusion.layers import TransformerBlock
+from mmfusion.layers.checks import check_rate, check_tokens, checked_mask
+from mmfusion.layers.masks import without_masked
 
 
 class FusionCache(NamedTuple):
@@ -27,8 +31,10 @@ class FusionOutput(NamedTuple):
 
     Attributes:
         text: ``float[B, T, D]``, the text tokens, informed by the image.
-        image: ``float[B, P, Di]``, the image tokens (informed by the text where the style does that).
-        scores: ``float[B, layers, heads, T, P]``, attention from text to image, or None if not asked for.
+        image: ``float[B, N, D']``, the image as the style leaves it: its patches (informed by the text where the style does
+            that), or the queries or latents that stand for them; None in a step with a cache, where the image is in the cache.
+        scores: ``float32[B, layers, heads, T, P]``, attention from each text token to each patch, rows summing to 1 (or 0 where
+            there was nothing to attend to), or None if not asked for.
         cache: The advanced `FusionCache`, or None.
     """
 
@@ -38,17 +44,47 @@ class FusionOutput(NamedTuple):
     cache: FusionCache | None = None
 
 
+class Streams(NamedTuple):
+    """The inputs of a fusion after its checks.
+
+    Attributes:
+        text: ``float[B, T, D]``, zero behind its mask (without a cache).
+        image: ``float[B, P, Di]``, zero behind its mask; None where the image is in the cache.
+        text_mask: ``bool[B, T]`` (with a cache ``bool[B, L]``), or None if all are real.
+        image_mask: ``bool[B, P]``, or None if all are real.
+    """
+
+    text: KerasTensor
+    image: KerasTensor | None
+    text_mask: KerasTensor | None
+    image_mask: KerasTensor | None
+
+
 class Fusion(keras.layers.Layer):
-    """Base of all fusion styles.
+    """Base of all fusion styles: their common arguments, their hooks, and what they check of their inputs.
 
     A style implements ``call(text, image, text_mask=None, image_mask=None, causal=False, cache=None,
-    return_scores=False, training=None) -> FusionOutput``, `init_cache` and `cost`. A style that cannot be causal sets
-    `supports_causal` to False: a model that captions refuses it when it is built.
+    return_scores=False, training=None) -> FusionOutput``, `init_cache` and `cost`; where it differs from what stands here, also
+    `supports_causal`, `informs_text`, `image_tokens` and `image_width`.
 
     Masks are ``bool``, ``True`` = real token; what is behind them never changes the result at real tokens.
 
     Args:
+        dim: Width of the text tokens, D.
+        image_dim: Width of the image tokens, Di. Default D.
+        depth: Layers. Default 2.
+        num_heads: Attention heads. Default 4.
+        mlp_ratio: Hidden width of the feed-forward part over that of its tokens. Default 4.
+        dropout: Rate after attention and feed-forward. Default 0.
+        attention_dropout: Rate at which attention weights are dropped. Default 0.
+        stochastic_depth: Rate at which whole branches of the last layer are dropped; it grows linearly from 0 with depth.
+            Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
+        kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
         **kwargs: Keras's own layer arguments.
+
+    Raises:
+        ConfigError: If a size is below 1, a rate is outside of ``[0, 1)`` or the heads do not divide the width.
 
     Example:
         >>> from mmfusion.fusion import CrossFusion, Fusion
@@ -56,11 +92,71 @@ class Fusion(keras.layers.Layer):
         True
     """
 
-    supports_causal: bool = True
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_dim: int | None = None,
+        depth: int = 2,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
+        kernel: str = "exact",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.dim = dim
+        self.image_dim = dim if image_dim is None else image_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.stochastic_depth = stochastic_depth
+        self.layer_scale = layer_scale
+        self.kernel = kernel
+        for name in ("dim", "image_dim", "depth", "num_heads"):
+            size = getattr(self, name)
+            if size < 1:
+                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
+            check_rate(getattr(self, name), name, self.name)
+        self.check_heads(self.dim)
+
+    @property
+    def supports_causal(self) -> bool:
+        """Whether the text can be read left to right; a model that captions refuses a fusion that cannot."""
+        return True
+
+    @property
+    def informs_text(self) -> bool:
+        """Whether the text comes out informed by the image; a head that reads fused text refuses a fusion where it does not."""
+        return True
+
+    @property
+    def image_width(self) -> int:
+        """The width D' of what `image_tokens` returns."""
+        return self.image_dim
+
+    def image_tokens(
+        self, image: KerasTensor, image_mask: KerasTensor | None = None, training: bool | None = None
+    ) -> KerasTensor:
+        """The image as the fusion holds it before any text is known.
+
+        Args:
+            image: ``float[B, P, Di]``.
+            image_mask: ``bool[B, P]``, ``True`` = real patch.
+            training: Whether dropout is active.
+
+        Returns:
+            ``float[B, N, D']``: the image unchanged, unless the style reads it into queries or latents first. What is fewer than
+            P tokens is real whatever the mask.
+        """
+        return image
 
     def init_cache(
         self,
@@ -69,11 +165,11 @@ class Fusion(keras.layers.Layer):
         image: KerasTensor,
         image_mask: KerasTensor | None = None,
     ) -> FusionCache:
-        """Prepares decoding: room for `max_length` text tokens, and the image's keys and values."""
+        """Prepares decoding: room for `max_length` text tokens, and all that depends on the image alone, computed once."""
         raise NotImplementedError(f"{type(self).__name__} does not implement init_cache")
 
     def cost(self, text_length: int, image_length: int) -> Cost:
-        """What a forward pass of one pair costs.
+        """What a forward pass of one pair costs, both streams read whole (not causal).
 
         Args:
             text_length: Text tokens, T.
@@ -83,3 +179,86 @@ class Fusion(keras.layers.Layer):
             The `Cost`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement cost")
+
+    def make_block(self, name: str, index: int = 0, **options: Any) -> TransformerBlock:
+        """A block with the common arguments.
+
+        Args:
+            name: Its name, unique in the fusion.
+            index: Its layer, 0 to depth - 1, which decides how often its branches are dropped.
+            **options: Further arguments of `mmfusion.layers.TransformerBlock`, which count before the common ones.
+        """
+        common = {
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "stochastic_depth": self.stochastic_depth_at(index),
+            "layer_scale": self.layer_scale,
+            "kernel": self.kernel,
+        }
+        return TransformerBlock(**{**common, **options}, dtype=self.dtype_policy, name=name)
+
+    def stochastic_depth_at(self, index: int) -> float:
+        """The rate of layer `index`: linear from 0 at the first to `stochastic_depth` at the last."""
+        return self.stochastic_depth * index / max(self.depth - 1, 1)
+
+    def check_heads(self, width: int) -> None:
+        """Refuses a width that the heads do not divide."""
+        if width % self.num_heads:
+            raise ConfigError(
+                "the heads do not divide the width",
+                where=self.name,
+                expected=f"num_heads that divides {width}",
+                found=self.num_heads,
+            )
+
+    def checked(
+        self,
+        text: KerasTensor,
+        image: KerasTensor | None,
+        text_mask: KerasTensor | None,
+        image_mask: KerasTensor | None,
+        causal: bool,
+        cache: FusionCache | None,
+    ) -> Streams:
+        """The inputs of a call with zeros behind their masks; refuses what does not fit. Every style's call starts here."""
+        if causal and not self.supports_causal:
+            raise ConfigError("this fusion cannot be causal", where=self.name, fix="choose another style")
+        check_tokens(text, "text", self.name, self.dim)
+        if cache is not None:
+            if not causal:
+                raise ConfigError(
+                    "a cache holds what came before, so decoding with it is causal", where=self.name, fix="pass causal=True"
+                )
+            # The mask is over places of the cache, whose number the style's own layers know.
+            return Streams(text, None, self._mask(text_mask, "text_mask", text, None), None)
+        if image is None:
+            raise ConfigError("a fusion got no image", where=self.name, expected="an image, or a cache made of one")
+        text_mask = getattr(text, "_keras_mask", None) if text_mask is None else text_mask
+        text_mask = self._mask(text_mask, "text_mask", text, text.shape[1])
+        image, image_mask = self.checked_image(image, image_mask)
+        return Streams(without_masked(text, text_mask), image, text_mask, image_mask)
+
+    def checked_image(self, image: KerasTensor, image_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:
+        """Image tokens with zeros behind their mask, and the mask; refuses what does not fit."""
+        check_tokens(image, "image", self.name, self.image_dim)
+        image_mask = getattr(image, "_keras_mask", None) if image_mask is None else image_mask
+        image_mask = self._mask(image_mask, "image_mask", image, image.shape[1])
+        return without_masked(image, image_mask), image_mask
+
+    def _mask(self, mask: KerasTensor | None, name: str, tokens: KerasTensor, length: int | None) -> KerasTensor | None:
+        mask = checked_mask(mask, name, self.name, (tokens.shape[0], None), length)
+        if mask is not None and len(mask.shape) != 2:
+            raise ConfigError(
+                f"{name} does not fit the tokens", where=self.name, expected="bool[batch, tokens]", found=list(mask.shape)
+            )
+        return mask
+
+    def get_config(self) -> dict[str, Any]:
+        """The common arguments; a style adds its own."""
+        names = (
+            "dim", "image_dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout", "stochastic_depth",
+            "layer_scale", "kernel",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
