@@ -3,15 +3,9 @@
 from mmfusion.config.comparison import changed_paths
 from mmfusion.config.data_config import AugmentConfig, DataConfig
 from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES, lower_is_better
+from mmfusion.config.fusion_config import FUSION_STYLES, STYLE_OPTIONS, FusionConfig
 from mmfusion.config.loading import dump_recipe, load_recipe, nearest_path, recipe_from_dict, save_recipe
-from mmfusion.config.model_config import (
-    FUSION_STYLES,
-    FusionConfig,
-    ImageEncoderConfig,
-    ModelConfig,
-    TextConfig,
-    TextEncoderConfig,
-)
+from mmfusion.config.model_config import ImageEncoderConfig, ModelConfig, TextConfig, TextEncoderConfig
 from mmfusion.config.overrides import apply_overrides
 from mmfusion.config.recipe import Recipe
 from mmfusion.config.train_config import (
@@ -27,6 +21,7 @@ __all__ = [
     "CAPTION_FIGURES",
     "FUSION_STYLES",
     "RETRIEVAL_FIGURES",
+    "STYLE_OPTIONS",
     "AugmentConfig",
     "CaptioningConfig",
     "ContrastiveConfig",

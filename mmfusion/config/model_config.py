@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mmfusion.config.fusion_config import Gain, Kernel, Positive, Rate
 from mmfusion.config.section import Section
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-Kernel = Literal["exact", "chunked"]
 Head = Literal["contrastive", "matching", "captioning"]
-#: The door for further fusion styles: a word here, a class in `mmfusion.fusion.STYLES`.
-FusionStyle = Literal["cross"]
-FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
+#: What the encoders' constructors take themselves; every other option goes to each of their blocks.
+_OWN = (
+    "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
+    "kernel",
+)  # fmt: skip
 
 
 class TextConfig(Section):
@@ -28,30 +28,50 @@ class TextConfig(Section):
 
 class _Transformer(Section):
     dim: Positive = Field(256, description="Width of the tokens.")
-    depth: Positive = Field(6, description="Transformer blocks.")
+    depth: Annotated[int, Field(ge=0)] = Field(6, description="Transformer blocks; 0 leaves the embedding alone.")
     num_heads: Positive = Field(4, description="Attention heads.")
     mlp_ratio: Annotated[float, Field(gt=0.0)] = Field(4.0, description="Hidden width of feed-forward parts over dim.")
     dropout: Rate = Field(0.0, description="Dropout rate.")
+    attention_dropout: Rate = Field(0.0, description="Dropout rate of attention weights.")
+    stochastic_depth: Rate = Field(0.0, description="Rate of dropping the last block; grows linearly with depth.")
+    layer_scale: Gain | None = Field(None, description="Initial gain of each branch; none has no gain.")
     kernel: Kernel = Field("exact", description="How attention is computed.")
+    num_key_value_heads: Positive | None = Field(None, description="Heads of keys and values; none as many as num_heads.")
+    query_key_norm: bool = Field(False, description="Normalise queries and keys.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> _Transformer:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of dim {self.dim}, found {self.num_heads}")
+        if self.num_key_value_heads is not None and self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads: expected a divisor of num_heads {self.num_heads}, found {self.num_key_value_heads}"
+            )
         return self
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of the encoder's class, those of its blocks among them.
+
+        Example:
+            >>> from mmfusion.config import TextEncoderConfig
+            >>> TextEncoderConfig(query_key_norm=True).options()["block_options"]
+            {'query_key_norm': True}
+        """
+        options = self.model_dump()
+        own = {name: options.pop(name) for name in _OWN if name in options}
+        return own | {"block_options": {name: value for name, value in options.items() if value is not None}}
 
 
 class ImageEncoderConfig(_Transformer):
     """The vision transformer."""
 
     patch_size: Positive = Field(16, description="Side of a patch in pixels.")
-    stochastic_depth: Rate = Field(0.0, description="Rate of dropping the last block; grows linearly with depth.")
 
 
 class TextEncoderConfig(_Transformer):
     """The text transformer."""
 
-    depth: Positive = Field(4, description="Transformer blocks.")
+    depth: Annotated[int, Field(ge=0)] = Field(4, description="Transformer blocks; 0 leaves the embedding alone.")
 
 
 class ModelConfig(Section):
@@ -67,14 +87,3 @@ class ModelConfig(Section):
         if len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads: expected each head once, found {list(self.heads)}")
         return self
-
-
-class FusionConfig(Section):
-    """How text and image are joined."""
-
-    style: FusionStyle = Field("cross", description="The fusion style.")
-    depth: Positive = Field(2, description="Fusion layers.")
-    num_heads: Positive = Field(4, description="Attention heads.")
-    mlp_ratio: Annotated[float, Field(gt=0.0)] = Field(4.0, description="Hidden width of feed-forward parts over dim.")
-    dropout: Rate = Field(0.0, description="Dropout rate.")
-    kernel: Kernel = Field("exact", description="How attention is computed.")

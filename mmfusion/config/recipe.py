@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from mmfusion.config.data_config import DataConfig
 from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES
-from mmfusion.config.model_config import FusionConfig, ModelConfig, TextConfig
+from mmfusion.config.fusion_config import FusionConfig
+from mmfusion.config.model_config import ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.layers import BlockCache, TokenEmbedding, TransformerBlock
+from mmfusion.encoders._blocks import transformer_blocks
+from mmfusion.layers import BlockCache, TokenEmbedding
 
 
 class TextCache(NamedTuple):
@@ -34,11 +35,17 @@ class TextTransformer(keras.layers.Layer):
         vocabulary_size: Number of token ids, V.
         max_length: Longest text in tokens.
         dim: Width of the tokens, D. Default 256.
-        depth: Number of transformer blocks. Default 4.
+        depth: Number of transformer blocks; 0 leaves the embedding alone, normalised, for a fusion that does the rest
+            (ViLT, a prefix language model). Default 4.
         num_heads: Attention heads. Default 4.
         mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
         dropout: Rate after embedding, attention and feed-forward. Default 0.
+        attention_dropout: Rate of attention weights. Default 0.
+        stochastic_depth: Rate of dropping the last block's branches; it grows linearly from 0 with depth. Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``.
+            Default none.
 
     Call arguments:
         token_ids: ``int[B, T]``.
@@ -71,7 +78,11 @@ class TextTransformer(keras.layers.Layer):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
         kernel: str = "exact",
+        block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -83,7 +94,11 @@ class TextTransformer(keras.layers.Layer):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.stochastic_depth = stochastic_depth
+        self.layer_scale = layer_scale
         self.kernel = kernel
+        self.block_options = dict(block_options or {})
         self.token_embedding = TokenEmbedding(
             vocabulary_size=vocabulary_size,
             dim=dim,
@@ -92,17 +107,18 @@ class TextTransformer(keras.layers.Layer):
             name="token_embedding",
         )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-        self.blocks = [
-            TransformerBlock(
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                dropout=dropout,
-                kernel=kernel,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
-            )
-            for index in range(depth)
-        ]
+        self.blocks = transformer_blocks(
+            depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            stochastic_depth=stochastic_depth,
+            layer_scale=layer_scale,
+            kernel=kernel,
+            dtype=self.dtype_policy,
+            **self.block_options,
+        )
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
 
     def build(self, token_ids_shape: Sequence[int | None] | None = None) -> None:
@@ -151,14 +167,8 @@ class TextTransformer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "max_length": self.max_length,
-            "dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "kernel": self.kernel,
-        }
+        names = (
+            "vocabulary_size", "max_length", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout",
+            "stochastic_depth", "layer_scale", "kernel", "block_options",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

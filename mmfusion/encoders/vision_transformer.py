@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import KerasTensor
 
+from mmfusion.encoders._blocks import transformer_blocks
 from mmfusion.errors import ConfigError
-from mmfusion.layers import PatchEmbedding, TransformerBlock
+from mmfusion.layers import PatchEmbedding
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -23,12 +24,17 @@ class VisionTransformer(keras.layers.Layer):
         image_size: Height and width in pixels; one number means a square.
         patch_size: Side of a patch in pixels. Default 16.
         dim: Width of the tokens, D. Default 256.
-        depth: Number of transformer blocks. Default 6.
+        depth: Number of transformer blocks; 0 leaves the patch embedding alone, normalised, for a fusion that does the rest
+            (ViLT). Default 6.
         num_heads: Attention heads. Default 4.
         mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
         dropout: Rate after attention and feed-forward. Default 0.
-        stochastic_depth: Rate of the last block; it grows linearly from 0 with depth. Default 0.
+        attention_dropout: Rate of attention weights. Default 0.
+        stochastic_depth: Rate of dropping the last block's branches; it grows linearly from 0 with depth. Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``.
+            Default none.
 
     Call arguments:
         images: ``float[B, H, W, 3]``, normalised as the data pipeline does.
@@ -60,8 +66,11 @@ class VisionTransformer(keras.layers.Layer):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
         kernel: str = "exact",
+        block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,22 +91,25 @@ class VisionTransformer(keras.layers.Layer):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
+        self.layer_scale = layer_scale
         self.kernel = kernel
+        self.block_options = dict(block_options or {})
         self.patch_embedding = PatchEmbedding(patch_size=patch_size, dim=dim, dtype=self.dtype_policy, name="patch_embedding")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-        self.blocks = [
-            TransformerBlock(
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                dropout=dropout,
-                stochastic_depth=stochastic_depth * index / max(depth - 1, 1),
-                kernel=kernel,
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
-            )
-            for index in range(depth)
-        ]
+        self.blocks = transformer_blocks(
+            depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            stochastic_depth=stochastic_depth,
+            layer_scale=layer_scale,
+            kernel=kernel,
+            dtype=self.dtype_policy,
+            **self.block_options,
+        )
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
 
     @property
@@ -136,15 +148,8 @@ class VisionTransformer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-            "dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "stochastic_depth": self.stochastic_depth,
-            "kernel": self.kernel,
-        }
+        names = (
+            "image_size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout",
+            "stochastic_depth", "layer_scale", "kernel", "block_options",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from mmfusion.encoders import TextTransformer, VisionTransformer
-from mmfusion.fusion import STYLES
+from mmfusion.fusion import STYLES, Fusion
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.image_text_model import ImageTextModel
@@ -61,42 +62,15 @@ def build_model(
     loss = "softmax" if contrastive is None else contrastive.loss
     fused = "matching" in heads or "captioning" in heads
     return ImageTextModel(
-        image_encoder=VisionTransformer(
-            image_size=recipe.data.image_size,
-            patch_size=image.patch_size,
-            dim=image.dim,
-            depth=image.depth,
-            num_heads=image.num_heads,
-            mlp_ratio=image.mlp_ratio,
-            dropout=image.dropout,
-            stochastic_depth=image.stochastic_depth,
-            kernel=image.kernel,
-            dtype=dtype,
-            name="image_encoder",
-        ),
+        image_encoder=VisionTransformer(image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"),
         text_encoder=TextTransformer(
             vocabulary_size=vocabulary_size,
             max_length=recipe.text.max_tokens,
-            dim=text.dim,
-            depth=text.depth,
-            num_heads=text.num_heads,
-            mlp_ratio=text.mlp_ratio,
-            dropout=text.dropout,
-            kernel=text.kernel,
+            **text.options(),
             dtype=dtype,
             name="text_encoder",
         ),
-        fusion=STYLES[fusion.style](
-            dim=text.dim,
-            image_dim=image.dim,
-            depth=fusion.depth,
-            num_heads=fusion.num_heads,
-            mlp_ratio=fusion.mlp_ratio,
-            dropout=fusion.dropout,
-            kernel=fusion.kernel,
-            dtype=dtype,
-            name="fusion",
-        )
+        fusion=_fusion(fusion.style, fusion.options(), dim=text.dim, image_dim=image.dim, dtype=dtype, name="fusion")
         if fused
         else None,
         contrastive_head=ContrastiveHead(
@@ -112,3 +86,9 @@ def build_model(
         else None,
         name="image_text_model",
     )
+
+
+def _fusion(style: str, options: dict[str, Any], **arguments: Any) -> Fusion:
+    layer = STYLES[style]
+    known = inspect.signature(layer).parameters
+    return layer(**{name: value for name, value in options.items() if name in known}, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -187,10 +188,29 @@ def test_reading_a_recipe_needs_no_tensorflow():
 
 
 def test_the_words_of_fusion_styles_are_those_of_the_classes():
-    from mmfusion.config import FUSION_STYLES
+    from mmfusion.config import FUSION_STYLES, STYLE_OPTIONS, FusionConfig
     from mmfusion.fusion import STYLES
 
-    assert set(FUSION_STYLES) == set(STYLES)
+    common = set(FusionConfig(style="merged").options())
+    assert set(STYLES) <= set(FUSION_STYLES) == set(STYLE_OPTIONS)
+    for style, layer in STYLES.items():
+        assert common | {"layer_scale", *STYLE_OPTIONS[style]} >= keyword_only(layer) - {"dim", "image_dim"}, style
+
+
+def keyword_only(layer: type) -> set[str]:
+    parameters = inspect.signature(layer).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_options_of_another_style_are_told_with_the_style_that_has_them(recipe_file):
+    message = refused(recipe_file, "fusion.num_queries=8")
+    assert message == (
+        "impossible value [FILE: fusion.num_queries]: expected none, since style cross has no num_queries "
+        "(style qformer has), found 8"
+    )
+    recipe = load_recipe(recipe_file, ["fusion.style=qformer", "fusion.num_queries=8"])
+    assert recipe.fusion.options()["num_queries"] == 8 and "cross_every" not in recipe.fusion.options()
+    assert "another style" in refused(recipe_file, "fusion={style: resampler, inner: resampler}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""How text and image are joined: the style by name, what all styles take, and what each style alone takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from mmfusion.config.section import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Gain = Annotated[float, Field(gt=0.0)]
+Kernel = Literal["exact", "chunked"]
+#: The door for further fusion styles: a word here, what it alone takes in `STYLE_OPTIONS`, a class in `mmfusion.fusion.STYLES`.
+FusionStyle = Literal["late", "cross", "co", "merged", "bottleneck", "gated", "qformer", "resampler", "recurrent"]
+FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
+STYLE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "late": (),
+    "cross": ("direction",),
+    "co": ("shared_cross",),
+    "merged": (),
+    "bottleneck": ("num_bottlenecks",),
+    "gated": ("self_attention",),
+    "qformer": ("num_queries", "cross_every"),
+    "resampler": ("num_latents", "resampler_depth", "inner"),
+    "recurrent": ("attention",),
+}
+
+
+class FusionConfig(Section):
+    """How text and image are joined. Options that only some styles take are none unless set: the style's own default."""
+
+    style: FusionStyle = Field("cross", description="The fusion style.")
+    depth: Positive = Field(2, description="Fusion layers.")
+    num_heads: Positive = Field(4, description="Attention heads.")
+    mlp_ratio: Annotated[float, Field(gt=0.0)] = Field(4.0, description="Hidden width of feed-forward parts over dim.")
+    dropout: Rate = Field(0.0, description="Dropout rate.")
+    attention_dropout: Rate = Field(0.0, description="Dropout rate of attention weights.")
+    stochastic_depth: Rate = Field(0.0, description="Rate of dropping the last layer; grows linearly with depth.")
+    layer_scale: Gain | None = Field(None, description="Initial gain of each branch; none has no gain.")
+    kernel: Kernel = Field("exact", description="How attention is computed.")
+    direction: Literal["text", "image", "both"] | None = Field(None, description="Who queries whom (cross).")
+    shared_cross: bool | None = Field(None, description="One cross-attention for both directions, as LXMERT (co).")
+    num_bottlenecks: Positive | None = Field(None, description="Tokens between the streams (bottleneck).")
+    self_attention: bool | None = Field(None, description="A language block after each gated cross-attention (gated).")
+    num_queries: Positive | None = Field(None, description="Learned queries (qformer).")
+    cross_every: Positive | None = Field(None, description="Layers from one look at the image to the next (qformer).")
+    num_latents: Positive | None = Field(None, description="Latents that stand for the image (resampler).")
+    resampler_depth: Positive | None = Field(None, description="Layers of the resampler itself (resampler).")
+    inner: FusionStyle | None = Field(None, description="Style that joins text and latents (resampler).")
+    attention: Literal["additive", "multiplicative"] | None = Field(None, description="How the state asks patches (recurrent).")
+
+    @model_validator(mode="after")
+    def _known_to_the_style(self) -> FusionConfig:
+        known = STYLE_OPTIONS[self.style]
+        for option in dict.fromkeys(option for options in STYLE_OPTIONS.values() for option in options):
+            if option in known or getattr(self, option) is None:
+                continue
+            having = [style for style, options in STYLE_OPTIONS.items() if option in options]
+            raise ValueError(
+                f"{option}: expected none, since style {self.style} has no {option} (style {' and '.join(having)} has), "
+                f"found {getattr(self, option)}"
+            )
+        if self.inner == "resampler":
+            raise ValueError("inner: expected another style than the resampler itself, found resampler")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of the style's class that the recipe sets.
+
+        Example:
+            >>> from mmfusion.config import FusionConfig
+            >>> sorted(set(FusionConfig(style="bottleneck", num_bottlenecks=2).options()) - set(FusionConfig().options()))
+            ['num_bottlenecks']
+        """
+        return {name: value for name, value in self.model_dump(exclude={"style"}).items() if value is not None}
