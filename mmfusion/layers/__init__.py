@@ -5,8 +5,11 @@ from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.attention_pooling import AttentionPooling
 from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward
+from mmfusion.layers.gated_cross_attention import GatedCrossAttention, GatedOutput
 from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.modality_dropout import ModalityDropout
 from mmfusion.layers.patch_embedding import PatchEmbedding
+from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOutput
 from mmfusion.layers.stochastic_depth import StochasticDepth
 from mmfusion.layers.token_embedding import TokenEmbedding
 from mmfusion.layers.transformer_block import BlockOutput, TransformerBlock
@@ -20,9 +23,14 @@ __all__ = [
     "BlockOutput",
     "ContextCache",
     "FeedForward",
+    "GatedCrossAttention",
+    "GatedOutput",
     "KeyValueCache",
     "LayerScale",
+    "ModalityDropout",
     "PatchEmbedding",
+    "PerceiverResampler",
+    "ResamplerOutput",
     "StochasticDepth",
     "TokenEmbedding",
     "TransformerBlock",

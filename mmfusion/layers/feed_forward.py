@@ -20,6 +20,7 @@ class FeedForward(keras.layers.Layer):
         hidden_dim: Width between the two projections.
         activation: Keras's name of it. Default ``"gelu"``.
         dropout: Rate between the two projections. Default 0.
+        use_bias: Whether the projections have biases. Default True.
 
     Call arguments:
         tokens: ``float[B, N, D]``.
@@ -40,22 +41,27 @@ class FeedForward(keras.layers.Layer):
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.3.
     """
 
-    def __init__(self, *, hidden_dim: int, activation: str = "gelu", dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *, hidden_dim: int, activation: str = "gelu", dropout: float = 0.0, use_bias: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.activation = activation
         self.dropout = dropout
+        self.use_bias = use_bias
         self.supports_masking = True
         check_rate(dropout, "dropout", self.name)
         if hidden_dim < 1:
             raise ConfigError("impossible hidden_dim", where=self.name, expected="at least 1", found=hidden_dim)
-        self.hidden = keras.layers.Dense(hidden_dim, activation=activation, dtype=self.dtype_policy, name="hidden")
+        self.hidden = keras.layers.Dense(
+            hidden_dim, activation=activation, use_bias=use_bias, dtype=self.dtype_policy, name="hidden"
+        )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         """Builds both projections for the width of the tokens."""
         self._dim = check_width(tokens_shape, "tokens", self.name)
-        self.output_dense = keras.layers.Dense(self._dim, dtype=self.dtype_policy, name="output")
+        self.output_dense = keras.layers.Dense(self._dim, use_bias=self.use_bias, dtype=self.dtype_policy, name="output")
         self.hidden.build((None, self._dim))
         self.output_dense.build((None, self.hidden_dim))
         self.built = True
@@ -72,4 +78,5 @@ class FeedForward(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "activation": self.activation,
             "dropout": self.dropout,
+            "use_bias": self.use_bias,
         }

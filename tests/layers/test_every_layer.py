@@ -14,8 +14,10 @@ from mmfusion.layers import (
     Attention,
     AttentionPooling,
     FeedForward,
+    GatedCrossAttention,
     LayerScale,
     PatchEmbedding,
+    PerceiverResampler,
     StochasticDepth,
     TokenEmbedding,
     TransformerBlock,
@@ -60,6 +62,30 @@ CASES = {
     ),
     "attention pooling of three": Case(
         AttentionPooling, {"num_heads": 2, "num_queries": 3}, {"tokens": TOKENS}, (B, 3, D), 9, 4 * PROJECTION + 3 * D
+    ),
+    "attention pooling with everything": Case(
+        AttentionPooling,
+        {
+            "num_heads": 2, "num_queries": 2, "dim": 6, "norm": True, "mlp_ratio": 2.0, "attention_dropout": 0.1,
+            "activation": "relu", "norm_epsilon": 1e-5, "kernel": "exact",
+        },
+        {"tokens": TOKENS, "tokens_mask": MASK}, (B, 2, 6), 19,
+        2 * 6 + 2 * (6 * 6 + 6) + 2 * (D * 6 + 6) + 2 * D + 2 * 2 * 6 + 2 * 6 * 12 + 12 + 6,
+    ),
+    "gated cross-attention": Case(
+        GatedCrossAttention,
+        {
+            "num_heads": 2, "mlp_ratio": 3.0, "num_key_value_heads": 1, "kernel": "chunked", "activation": "relu", "dropout": 0.1,
+            "stochastic_depth": 0.1, "use_bias": False, "norm_epsilon": 1e-5, "initial_gate": 0.4,
+        },
+        {**BLOCK, "context": CONTEXT, "context_mask": CONTEXT_MASK}, (B, N, D), 12,
+        2 * D * D + 2 * DC * 4 + 2 * D * 3 * D + 4 * D + 2,
+    ),
+    "resampler": Case(
+        PerceiverResampler,
+        {"num_latents": 3, "depth": 2, "num_heads": 2, "dim": 6, "head_dim": 4, "mlp_ratio": 2.0, "dropout": 0.1, "use_bias": True},
+        {"media": TOKENS, "media_mask": MASK}, (B, 3, 6), 41,
+        3 * 6 + D * 6 + 6 + 2 * (3 * (6 * 8 + 8) + 8 * 6 + 6 + 3 * 12 + 2 * 6 * 12 + 12 + 6) + 12,
     ),
     "block": Case(TransformerBlock, {"num_heads": 2}, BLOCK, (B, N, D), 16, 4 * PROJECTION + MLP + 4 * D),
     "block crossed": Case(
@@ -126,7 +152,8 @@ def test_fit_then_save_and_load(case, tmp_path):
     model = functional(case, case.kind(**case.options, name="a"))
     model.compile(keras.optimizers.SGD(0.1), "mse")
     before = [w.numpy() for w in model.trainable_weights]
-    history = model.fit(case.inputs, np.ones(case.shape, "float32"), batch_size=B, verbose=0)
+    # Of no constant: a last normalisation lets no gradient of one through.
+    history = model.fit(case.inputs, stream(*case.shape, seed=2), batch_size=B, verbose=0)
     assert np.isfinite(history.history["loss"][0])
     moved = [np.abs(w.numpy() - old).max() > 0 for w, old in zip(model.trainable_weights, before, strict=True)]
     names = [w.path for w in model.trainable_weights]
