@@ -83,7 +83,10 @@ CASES = {
     ),
     "resampler": Case(
         PerceiverResampler,
-        {"num_latents": 3, "depth": 2, "num_heads": 2, "dim": 6, "head_dim": 4, "mlp_ratio": 2.0, "dropout": 0.1, "use_bias": True},
+        {
+            "num_latents": 3, "depth": 2, "num_heads": 2, "dim": 6, "head_dim": 4, "mlp_ratio": 2.0, "dropout": 0.1,
+            "use_bias": True,
+        },
         {"media": TOKENS, "media_mask": MASK}, (B, 3, 6), 41,
         3 * 6 + D * 6 + 6 + 2 * (3 * (6 * 8 + 8) + 8 * 6 + 6 + 3 * 12 + 2 * 6 * 12 + 12 + 6) + 12,
     ),
