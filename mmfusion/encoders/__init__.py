@@ -1,6 +1,8 @@
 """Images and text into token streams."""
 
+from mmfusion.encoders.multi_image_encoder import MultiImageEncoder
 from mmfusion.encoders.text_transformer import TextCache, TextTransformer
+from mmfusion.encoders.video_transformer import VideoTransformer
 from mmfusion.encoders.vision_transformer import VisionTransformer
 
-__all__ = ["TextCache", "TextTransformer", "VisionTransformer"]
+__all__ = ["MultiImageEncoder", "TextCache", "TextTransformer", "VideoTransformer", "VisionTransformer"]

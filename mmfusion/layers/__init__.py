@@ -10,9 +10,11 @@ from mmfusion.layers.layer_scale import LayerScale
 from mmfusion.layers.modality_dropout import ModalityDropout
 from mmfusion.layers.patch_embedding import PatchEmbedding
 from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOutput
+from mmfusion.layers.space_time_block import SpaceTimeBlock
 from mmfusion.layers.stochastic_depth import StochasticDepth
 from mmfusion.layers.token_embedding import TokenEmbedding
 from mmfusion.layers.transformer_block import BlockOutput, TransformerBlock
+from mmfusion.layers.tubelet_embedding import TubeletEmbedding
 
 __all__ = [
     "KERNELS",
@@ -31,7 +33,9 @@ __all__ = [
     "PatchEmbedding",
     "PerceiverResampler",
     "ResamplerOutput",
+    "SpaceTimeBlock",
     "StochasticDepth",
     "TokenEmbedding",
     "TransformerBlock",
+    "TubeletEmbedding",
 ]

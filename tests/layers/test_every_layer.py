@@ -18,9 +18,11 @@ from mmfusion.layers import (
     LayerScale,
     PatchEmbedding,
     PerceiverResampler,
+    SpaceTimeBlock,
     StochasticDepth,
     TokenEmbedding,
     TransformerBlock,
+    TubeletEmbedding,
 )
 
 B, N, S, D, DC = 2, 5, 7, 8, 6
@@ -106,6 +108,16 @@ CASES = {
     "stochastic depth": Case(StochasticDepth, {"rate": 0.4, "seed": 2}, {"branch": TOKENS}, (B, N, D), 0, 0),
     "patch embedding": Case(
         PatchEmbedding, {"patch_size": 2, "dim": D}, {"images": stream(B, 4, 6, 3)}, (B, 6, D), 3, 12 * D + D + 6 * D
+    ),
+    "tubelet embedding": Case(
+        TubeletEmbedding,
+        {"patch_size": 2, "tubelet_size": 2, "dim": D},
+        {"clips": stream(B, 4, 2, 6, 3), "frame_mask": padding([4, 3], 4)}, (B, 6, D), 4, 24 * D + D + 3 * D + 2 * D,
+    ),
+    "space time block": Case(
+        SpaceTimeBlock,
+        {"num_frames": 3, "num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.1, "stochastic_depth": 0.1, "kernel": "chunked"},
+        {"tokens": stream(B, 6, D), "mask": padding([6, 4], 6)}, (B, 6, D), 26, 8 * PROJECTION + 4 * D * D + 3 * D + 6 * D,
     ),
     "token embedding": Case(
         TokenEmbedding,
