@@ -3,6 +3,7 @@
 from mmfusion.layers.attention import KERNELS, Attention
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.attention_pooling import AttentionPooling
+from mmfusion.layers.block_output import BlockOutput
 from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.gated_cross_attention import GatedCrossAttention, GatedOutput
@@ -13,7 +14,7 @@ from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOut
 from mmfusion.layers.space_time_block import SpaceTimeBlock
 from mmfusion.layers.stochastic_depth import StochasticDepth
 from mmfusion.layers.token_embedding import TokenEmbedding
-from mmfusion.layers.transformer_block import BlockOutput, TransformerBlock
+from mmfusion.layers.transformer_block import TransformerBlock
 from mmfusion.layers.tubelet_embedding import TubeletEmbedding
 
 __all__ = [

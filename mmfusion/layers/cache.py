@@ -39,9 +39,12 @@ class BlockCache(NamedTuple):
     """The caches of one transformer block.
 
     Attributes:
-        self_attention: Of its self-attention.
+        self_attention: Of its self-attention, or None where it has none.
         cross_attention: Of its cross-attention, or None where it has none.
+        prefix_mask: ``bool[B, M]``, ``True`` = real token, of the M tokens that fill the first places of `self_attention` from
+            the start; None where there are none.
     """
 
-    self_attention: KeyValueCache
+    self_attention: KeyValueCache | None
     cross_attention: ContextCache | None
+    prefix_mask: KerasTensor | None = None

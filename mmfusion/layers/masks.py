@@ -101,6 +101,21 @@ def without_masked(x: KerasTensor, real: KerasTensor | None) -> KerasTensor:
     return ops.where(ops.reshape(real, (*_sizes(real), *[1] * (len(x.shape) - 2))), x, ops.zeros_like(x))
 
 
+def joined_mask(*streams: tuple[KerasTensor | None, KerasTensor]) -> KerasTensor | None:
+    """The mask of streams one behind the other, ``bool[B, N1 + N2 + …]``, or None if all tokens of all of them are real.
+
+    Args:
+        *streams: Of each its mask, ``bool[B, N]`` or None, and a tensor ``[B, N, ...]`` that has its sizes.
+    """
+    if all(mask is None for mask, _ in streams):
+        return None
+    masks = []
+    for mask, tokens in streams:
+        ones = ops.ones((length_of(tokens, 0), length_of(tokens)), "bool")
+        masks.append(ones if mask is None else ops.logical_and(mask, ones))
+    return ops.concatenate(masks, axis=1)
+
+
 def length_of(x: KerasTensor, axis: int = 1) -> int | KerasTensor:
     """The size of an axis: a number where it is known, else a tensor."""
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]

@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-from keras import KerasTensor
+from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
-from mmfusion.layers.cache import BlockCache
+from mmfusion.layers.attention_output import AttentionOutput
+from mmfusion.layers.block_output import BlockOutput
+from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.layer_scale import LayerScale
-from mmfusion.layers.masks import real_queries, without_masked
+from mmfusion.layers.masks import joined_mask, length_of, real_keys, real_queries, without_masked
 from mmfusion.layers.stochastic_depth import StochasticDepth
-
-
-class BlockOutput(NamedTuple):
-    """What a block returns when scores or a cache are asked for.
-
-    Attributes:
-        tokens: ``float[B, N, D]``.
-        self_scores: ``float32[B, H, N, N]``, or None.
-        cross_scores: ``float32[B, H, N, S]``, or None.
-        cache: The advanced `BlockCache`, or None.
-    """
-
-    tokens: KerasTensor
-    self_scores: KerasTensor | None
-    cross_scores: KerasTensor | None
-    cache: BlockCache | None
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class TransformerBlock(keras.layers.Layer):
-    """Pre-norm block: ``x += Attention(Norm(x)); [x += Cross(Norm(x), context);] x += FeedForward(Norm(x))``.
+    """Attention to itself, attention to a context, feed-forward: each a residual branch, the latter two where asked for.
+
+    A branch is ``x += Branch(Norm(x))``, or with ``norm_first=False`` ``x = Norm(x + Branch(x))``.
 
     Args:
         num_heads: Attention heads.
-        mlp_ratio: Hidden width of the feed-forward part over the tokens'. Default 4.
+        mlp_ratio: Hidden width of the feed-forward part over the tokens'; 0 has no such part. Default 4.
+        self_attention: Whether it attends to itself. Default True.
         cross_attention: Whether it looks at a context. Default False.
+        context_norm: Whether the context is normalised first, as a residual stream of other blocks needs it. Default False.
         num_key_value_heads: See `Attention`.
         kernel: See `Attention`. Default ``"exact"``.
         chunk_size: See `Attention`. Default 512.
-        activation: Of the feed-forward part. Default ``"gelu"``.
+        activation: Of the feed-forward part, by Keras's name. Default ``"gelu"``, the exact one.
+        use_bias: Whether projections and feed-forward part have biases. Default True.
         dropout: Rate after each branch. Default 0.
         attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         query_key_norm: See `Attention`. Default False.
         rotary: Whether self-attention uses rotary positions. Default False.
+        norm_first: Whether normalisation comes before each branch; False is after the sum, as in BERT. Default True.
         norm_epsilon: Of the normalisations. Default 1e-6.
 
     Call arguments:
@@ -61,17 +53,21 @@ class TransformerBlock(keras.layers.Layer):
         context: ``float[B, S, Dc]``, for cross-attention alone; with a cache, the cache's counts.
         context_mask: ``bool[B, S]`` (or ``bool[B, N, S]``), ``True`` = real token. Default: all real, or the context's own
             Keras mask.
-        causal: Whether a token sees itself and what precedes it alone. Default False.
+        causal: Whether a token sees itself and what precedes it alone, with all of the prefix. Default False.
         cache: A `BlockCache` from `init_cache`.
+        prefix: Keys and values of M tokens before these, seen by all of them: a `ContextCache` from `project_prefix`, or the
+            `prefix` that a block returns. With a cache, the cache's counts.
+        use_context: Whether to look at the context; False leaves that branch out. Default True.
         return_scores: Whether to return attention scores. Default False.
+        return_prefix: Whether to return these tokens' own keys and values, as prefix of others. Default False.
         training: Whether dropout is active.
 
     Returns:
-        ``float[B, N, D]``, or a `BlockOutput` if `cache` or `return_scores` was given.
+        ``float[B, N, D]``, or a `BlockOutput` if `cache`, `return_scores` or `return_prefix` was given.
 
     Raises:
-        ConfigError: If a block with cross-attention gets no context or one without it gets one, a cache does not fit, or rank,
-            width or dtype of tokens, context or masks is wrong.
+        ConfigError: If a block has no part, one with cross-attention gets no context or one without it gets one, a cache or a
+            prefix does not fit, or rank, width or dtype of tokens, context or masks is wrong.
 
     Example:
         >>> import numpy as np
@@ -88,50 +84,69 @@ class TransformerBlock(keras.layers.Layer):
         *,
         num_heads: int,
         mlp_ratio: float = 4.0,
+        self_attention: bool = True,
         cross_attention: bool = False,
+        context_norm: bool = False,
         num_key_value_heads: int | None = None,
         kernel: str = "exact",
         chunk_size: int = 512,
         activation: str = "gelu",
+        use_bias: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         query_key_norm: bool = False,
         rotary: bool = False,
+        norm_first: bool = True,
         norm_epsilon: float = 1e-6,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
+        self.self_attention = self_attention
         self.cross_attention = cross_attention
+        self.context_norm = context_norm
         self.num_key_value_heads = num_key_value_heads
         self.kernel = kernel
         self.chunk_size = chunk_size
         self.activation = activation
+        self.use_bias = use_bias
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
         self.layer_scale = layer_scale
         self.query_key_norm = query_key_norm
         self.rotary = rotary
+        self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
         self.supports_masking = True
-        self.attention_norm = self._norm("attention_norm")
-        self.attention = self._attention("self_attention", rotary=rotary)
+        branches = self._branches()
+        self.attention_norm: Any = self._norm("attention_norm") if self_attention else None
+        self.attention: Any = self._attention("self_attention", rotary=rotary) if self_attention else None
         self.cross_norm: Any = self._norm("cross_norm") if cross_attention else None
-        self.cross = self._attention("cross_attention", rotary=False) if cross_attention else None
-        self.feed_forward_norm = self._norm("feed_forward_norm")
+        self.cross_context_norm: Any = self._norm("context_norm") if context_norm else None
+        self.cross: Any = self._attention("cross_attention", rotary=False) if cross_attention else None
+        self.feed_forward_norm: Any = self._norm("feed_forward_norm") if mlp_ratio else None
         self.feed_forward: Any = None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.drop_branch = StochasticDepth(rate=stochastic_depth, dtype=self.dtype_policy, name="stochastic_depth")
-        branches = ("attention", "cross", "feed_forward") if cross_attention else ("attention", "feed_forward")
         self.gains = (
             {}
             if layer_scale is None
             else {branch: LayerScale(initial=layer_scale, dtype=self.dtype_policy, name=f"{branch}_scale") for branch in branches}
         )
+
+    def _branches(self) -> list[str]:
+        if self.context_norm and not self.cross_attention:
+            raise ConfigError("context_norm without cross-attention has nothing to normalise", where=self.name)
+        present = {"attention": self.self_attention, "cross": self.cross_attention, "feed_forward": self.mlp_ratio > 0}
+        branches = [name for name, there in present.items() if there]
+        if not branches or self.mlp_ratio < 0:
+            expected = "attention of some kind, or mlp_ratio above 0"
+            raise ConfigError("a block without a part", where=self.name, expected=expected, found=f"mlp_ratio={self.mlp_ratio}")
+        return branches
 
     def _norm(self, name: str) -> keras.layers.LayerNormalization:
         return keras.layers.LayerNormalization(epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name)
@@ -142,6 +157,7 @@ class TransformerBlock(keras.layers.Layer):
             num_key_value_heads=self.num_key_value_heads,
             kernel=self.kernel,
             chunk_size=self.chunk_size,
+            use_bias=self.use_bias,
             dropout=self.attention_dropout,
             query_key_norm=self.query_key_norm,
             rotary=rotary,
@@ -153,19 +169,25 @@ class TransformerBlock(keras.layers.Layer):
         """Builds all parts for the widths of tokens and context."""
         self._dim = check_width(tokens_shape, "tokens", self.name)
         tokens_shape = (None, None, self._dim)
-        self.attention_norm.build(tokens_shape)
-        self.attention.build(tokens_shape)
-        if self.cross is not None and self.cross_norm is not None:
+        if self.attention is not None:
+            self.attention_norm.build(tokens_shape)
+            self.attention.build(tokens_shape)
+        if self.cross is not None:
+            context_shape = tokens_shape if context_shape is None else context_shape
             self.cross_norm.build(tokens_shape)
-            self.cross.build(tokens_shape, tokens_shape if context_shape is None else context_shape)
-        self.feed_forward_norm.build(tokens_shape)
-        self.feed_forward = FeedForward(
-            hidden_dim=int(tokens_shape[-1] * self.mlp_ratio),
-            activation=self.activation,
-            dtype=self.dtype_policy,
-            name="feed_forward",
-        )
-        self.feed_forward.build(tokens_shape)
+            if self.cross_context_norm is not None:
+                self.cross_context_norm.build(context_shape)
+            self.cross.build(tokens_shape, context_shape)
+        if self.mlp_ratio:
+            self.feed_forward_norm.build(tokens_shape)
+            self.feed_forward = FeedForward(
+                hidden_dim=int(tokens_shape[-1] * self.mlp_ratio),
+                activation=self.activation,
+                use_bias=self.use_bias,
+                dtype=self.dtype_policy,
+                name="feed_forward",
+            )
+            self.feed_forward.build(tokens_shape)
         for gain in self.gains.values():
             gain.build(tokens_shape)
         self.built = True
@@ -176,15 +198,32 @@ class TransformerBlock(keras.layers.Layer):
         max_length: int,
         context: KerasTensor | None = None,
         context_mask: KerasTensor | None = None,
+        prefix: ContextCache | None = None,
     ) -> BlockCache:
-        """Room for `max_length` tokens, and the context's keys and values, computed once."""
+        """Room for `max_length` tokens behind those of the prefix, and the context's keys and values, computed once."""
         if (self.cross is None) != (context is None):
             wanted = "none" if self.cross is None else "one"
             raise ConfigError("a cache needs a context exactly where there is cross-attention", where=self.name, expected=wanted)
-        return BlockCache(
-            self.attention.init_cache(batch_size, max_length),
-            None if self.cross is None else self.cross.project_context(context, context_mask),
+        crossed = None if context is None else self.cross.project_context(self._context(context, context_mask), context_mask)
+        if self.attention is None:
+            return BlockCache(None, crossed)
+        room = self.attention.init_cache(batch_size, max_length)
+        if prefix is None:
+            return BlockCache(room, crossed)
+        self._check_prefix()
+        length = length_of(prefix.key)
+        key, value = (
+            ops.concatenate([ops.cast(first, rest.dtype), rest], axis=1)
+            for first, rest in ((prefix.key, room.key), (prefix.value, room.value))
         )
+        mask = ops.ones(ops.shape(prefix.key)[:2], "bool") if prefix.mask is None else prefix.mask
+        return BlockCache(KeyValueCache(key, value, ops.cast(ops.convert_to_tensor(length), "int32")), crossed, mask)
+
+    def project_prefix(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> ContextCache:
+        """Keys and values of ``float[B, M, D]`` tokens that others see before them; ``bool[B, M]``, ``True`` = real token."""
+        self._check_prefix()
+        tokens = without_masked(tokens, mask)
+        return self.attention.project_context(self.attention_norm(tokens) if self.norm_first else tokens, mask)
 
     def call(
         self,
@@ -194,54 +233,62 @@ class TransformerBlock(keras.layers.Layer):
         context_mask: KerasTensor | None = None,
         causal: bool = False,
         cache: BlockCache | None = None,
+        prefix: ContextCache | None = None,
+        use_context: bool = True,
         return_scores: bool = False,
+        return_prefix: bool = False,
         training: bool | None = None,
     ) -> KerasTensor | BlockOutput:
         """Applies the block; see the class."""
-        mask = self._check_call(tokens, mask, context, cache)
+        mask = self._check_call(tokens, mask, context if use_context else None, cache, use_context)
         if cache is None and mask is not None:
             # The residual stream, norms and projections multiply by the tokens too: NaN behind the mask ends here.
             tokens = without_masked(tokens, real_queries(mask))
-        extended = cache is not None or return_scores
-        result = self.attention(
-            self.attention_norm(tokens),
-            context_mask=mask,
-            causal=causal,
-            cache=None if cache is None else cache.self_attention,
-            return_scores=return_scores,
-            training=training,
-        )
-        self_output: Any = result if extended else None
-        tokens = tokens + self._branch("attention", self_output.output if self_output else result, training)
-        cross_output = None
-        if self.cross is not None:
+        itself: Any = AttentionOutput(None, None, None)
+        crossed, own = itself, None
+        if self.attention is not None:
+            inputs = self.attention_norm(tokens) if self.norm_first else tokens
+            options = {"return_scores": return_scores, "training": training}
+            if cache is not None:
+                result = self.attention(inputs, context_mask=mask, cache=cache.self_attention, **options)
+            elif prefix is None and not return_prefix:
+                result = self.attention(inputs, context_mask=mask, causal=causal, **options)
+            else:
+                self._check_prefix(mask)
+                own = self.attention.project_context(inputs, mask)
+                result = self.attention(inputs, causal=causal, cache=_behind(prefix, own), **options)
+            itself = _parts(result)
+            tokens = self._add("attention", self.attention_norm, tokens, itself.output, training)
+        if self.cross is not None and use_context:
             result = self.cross(
-                self.cross_norm(tokens),
-                context=context if cache is None else None,
+                self.cross_norm(tokens) if self.norm_first else tokens,
+                context=self._context(context, context_mask) if cache is None else None,
                 context_mask=context_mask,
                 cache=None if cache is None else cache.cross_attention,
                 return_scores=return_scores,
                 training=training,
             )
-            cross_output = result if extended else None
-            tokens = tokens + self._branch("cross", cross_output.output if cross_output else result, training)
-        hidden = self.feed_forward(self.feed_forward_norm(tokens), training=training)
-        tokens = tokens + self._branch("feed_forward", hidden, training)
-        if not extended:
+            crossed = _parts(result)
+            tokens = self._add("cross", self.cross_norm, tokens, crossed.output, training)
+        if self.feed_forward is not None:
+            hidden = self.feed_forward(self.feed_forward_norm(tokens) if self.norm_first else tokens, training=training)
+            tokens = self._add("feed_forward", self.feed_forward_norm, tokens, hidden, training)
+        if cache is None and not return_scores and not return_prefix:
             return tokens
-        return BlockOutput(
-            tokens=tokens,
-            self_scores=self_output.scores,
-            cross_scores=None if cross_output is None else cross_output.scores,
-            cache=None if cache is None else BlockCache(self_output.cache, cache.cross_attention),
-        )
+        cache = None if cache is None else cache._replace(self_attention=itself.cache)
+        return BlockOutput(tokens, itself.scores, crossed.scores, cache, own if return_prefix else None)
 
     def _check_call(
-        self, tokens: KerasTensor, mask: KerasTensor | None, context: KerasTensor | None, cache: BlockCache | None
+        self,
+        tokens: KerasTensor,
+        mask: KerasTensor | None,
+        context: KerasTensor | None,
+        cache: BlockCache | None,
+        use_context: bool,
     ) -> KerasTensor | None:
         check_tokens(tokens, "tokens", self.name, self._dim)
         crossed = context is not None if cache is None else cache.cross_attention is not None
-        if self.cross is not None and not crossed:
+        if self.cross is not None and use_context and not crossed:
             raise ConfigError(
                 "a block with cross-attention got no context", where=self.name, expected="a context, or a cache made of one"
             )
@@ -249,21 +296,55 @@ class TransformerBlock(keras.layers.Layer):
             raise ConfigError(
                 "a block without cross-attention got a context", where=self.name, fix="build it with cross_attention=True"
             )
-        if cache is not None:
-            return checked_mask(mask, "mask", self.name, tokens.shape, cache.self_attention.key.shape[1])
-        mask = getattr(tokens, "_keras_mask", None) if mask is None else mask
-        return checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
+        if cache is None:
+            mask = getattr(tokens, "_keras_mask", None) if mask is None else mask
+            return checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
+        if cache.self_attention is None:
+            return None
+        room, prefix_mask = cache.self_attention.key, cache.prefix_mask
+        if prefix_mask is None:
+            return checked_mask(mask, "mask", self.name, tokens.shape, room.shape[1])
+        length = length_of(room) - length_of(prefix_mask)
+        mask = checked_mask(mask, "mask", self.name, (tokens.shape[0], None), length if isinstance(length, int) else None)
+        return joined_mask((prefix_mask, prefix_mask), (mask, room[:, length_of(prefix_mask) :]))
 
-    def _branch(self, name: str, output: KerasTensor, training: bool | None) -> KerasTensor:
-        output = self.dropout_layer(output, training=training)
+    def _check_prefix(self, mask: KerasTensor | None = None) -> None:
+        if self.attention is None or self.rotary:
+            expected = "self-attention without rotary positions"
+            raise ConfigError("a prefix needs another block", where=self.name, expected=expected)
+        if mask is not None and len(mask.shape) != 2:
+            expected = "bool[batch, tokens]"
+            raise ConfigError("the mask does not fit a prefix", where=self.name, expected=expected, found=list(mask.shape))
+
+    def _context(self, context: KerasTensor | None, mask: KerasTensor | None) -> KerasTensor | None:
+        if self.cross_context_norm is None or context is None:
+            return context
+        mask = checked_mask(mask, "context_mask", self.name, (context.shape[0], None), context.shape[1])
+        return self.cross_context_norm(without_masked(context, real_keys(mask)))
+
+    def _add(self, name: str, norm: Any, tokens: KerasTensor, branch: KerasTensor, training: bool | None) -> KerasTensor:
+        branch = self.dropout_layer(branch, training=training)
         if name in self.gains:
-            output = self.gains[name](output)
-        return self.drop_branch(output, training=training)
+            branch = self.gains[name](branch)
+        tokens = tokens + self.drop_branch(branch, training=training)
+        return tokens if self.norm_first else norm(tokens)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
-            "num_heads", "mlp_ratio", "cross_attention", "num_key_value_heads", "kernel", "chunk_size", "activation",
-            "dropout", "attention_dropout", "stochastic_depth", "layer_scale", "query_key_norm", "rotary", "norm_epsilon",
+            "num_heads", "mlp_ratio", "self_attention", "cross_attention", "context_norm", "num_key_value_heads", "kernel",
+            "chunk_size", "activation", "use_bias", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
+            "query_key_norm", "rotary", "norm_first", "norm_epsilon",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _parts(result: KerasTensor | AttentionOutput) -> AttentionOutput:
+    return result if isinstance(result, AttentionOutput) else AttentionOutput(result, None, None)
+
+
+def _behind(prefix: ContextCache | None, own: ContextCache) -> ContextCache:
+    if prefix is None:
+        return own
+    key, value = (ops.concatenate([ops.cast(a, b.dtype), b], axis=1) for a, b in zip(prefix[:2], own[:2], strict=True))
+    return ContextCache(key, value, joined_mask((prefix.mask, prefix.key), (own.mask, own.key)))
