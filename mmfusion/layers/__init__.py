@@ -11,6 +11,7 @@ from mmfusion.layers.layer_scale import LayerScale
 from mmfusion.layers.modality_dropout import ModalityDropout
 from mmfusion.layers.patch_embedding import PatchEmbedding
 from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOutput
+from mmfusion.layers.qformer_block import QFormerBlock
 from mmfusion.layers.space_time_block import SpaceTimeBlock
 from mmfusion.layers.stochastic_depth import StochasticDepth
 from mmfusion.layers.token_embedding import TokenEmbedding
@@ -33,6 +34,7 @@ __all__ = [
     "ModalityDropout",
     "PatchEmbedding",
     "PerceiverResampler",
+    "QFormerBlock",
     "ResamplerOutput",
     "SpaceTimeBlock",
     "StochasticDepth",
