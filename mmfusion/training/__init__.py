@@ -2,6 +2,7 @@
 
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import LoadedRun, load_run
+from mmfusion.training.momentum_teacher import MomentumTeacher
 from mmfusion.training.optimization import build_optimizer
 from mmfusion.training.run_folder import RunFolder
 from mmfusion.training.strategy import build_strategy
@@ -11,6 +12,7 @@ from mmfusion.training.trainer import Trainer
 __all__ = [
     "Checkpoints",
     "LoadedRun",
+    "MomentumTeacher",
     "RunFolder",
     "TrainResult",
     "Trainer",

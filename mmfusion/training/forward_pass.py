@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from mmfusion.errors import ConfigError
 from mmfusion.models import ContrastiveHead, ImageTextModel
+from mmfusion.training.momentum_teacher import MomentumTeacher, QueuedFeatures
 from mmfusion.training.replicas import gather, row_offset
 
 
-def _computed_once(compute: Callable[[ForwardPass], tf.Tensor]) -> property:
+def _computed_once(compute: Callable[[ForwardPass], Any]) -> property:
     # Not functools.cached_property: until Python 3.11 it holds a lock, and replicas (threads) wait for each other inside.
-    def read(self: ForwardPass) -> tf.Tensor:
+    def read(self: ForwardPass) -> Any:
         if compute.__name__ not in self._parts:
             self._parts[compute.__name__] = compute(self)
         return self._parts[compute.__name__]
@@ -29,6 +31,7 @@ class ForwardPass:
         batch: ``image`` (``float[b, H, W, 3]``), ``token_ids`` (``int[b, T]``), ``token_mask`` (``bool[b, T]``) and
             ``image_id`` (``int[b]``): this replica's rows.
         training: Whether dropout is active.
+        teacher: The model's momentum copy, where the training distils one. Default: none.
 
     Example:
         >>> import numpy as np
@@ -46,11 +49,19 @@ class ForwardPass:
         (2, 2)
     """
 
-    def __init__(self, model: ImageTextModel, batch: dict[str, tf.Tensor], *, training: bool) -> None:
+    def __init__(
+        self,
+        model: ImageTextModel,
+        batch: dict[str, tf.Tensor],
+        *,
+        training: bool,
+        teacher: MomentumTeacher | None = None,
+    ) -> None:
         self.model = model
+        self.teacher = teacher
         self.batch = batch
         self.training = training
-        self._parts: dict[str, tf.Tensor] = {}
+        self._parts: dict[str, Any] = {}
 
     @property
     def contrastive_head(self) -> ContrastiveHead:
@@ -107,4 +118,18 @@ class ForwardPass:
     @_computed_once
     def offset(self) -> tf.Tensor:
         """``int32[]``, where this replica's rows stand among all."""
-        return row_offset(self.image_embedding)
+        return row_offset(self.batch["image_id"])
+
+    @_computed_once
+    def momentum(self) -> ForwardPass:
+        """The same batch through the momentum copy, without dropout. Nothing of it is to be given a gradient."""
+        if self.teacher is None:
+            raise ConfigError("this training has no momentum copy", where=self.model.name, fix="pass Trainer a momentum teacher")
+        return ForwardPass(self.teacher.model, self.batch, training=False)
+
+    @_computed_once
+    def momentum_features(self) -> QueuedFeatures:
+        """The copy's features of the global batch, without gradient; all of them valid."""
+        image, text = self.momentum.all_image_embedding, self.momentum.all_text_embedding
+        everyone = self.all_image_id
+        return QueuedFeatures(tf.stop_gradient(image), tf.stop_gradient(text), everyone, tf.ones_like(everyone, tf.bool))

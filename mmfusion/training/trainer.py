@@ -11,6 +11,7 @@ import tensorflow as tf
 from mmfusion.errors import ConfigError
 from mmfusion.models import ImageTextModel
 from mmfusion.training.forward_pass import ForwardPass
+from mmfusion.training.momentum_teacher import MomentumTeacher
 from mmfusion.training.objectives import Objective
 from mmfusion.training.replicas import replica_count, separate_seeds, sum_across
 
@@ -26,6 +27,7 @@ class Trainer(keras.Model):
         model: The model; create both under ``strategy.scope()``.
         objectives: The terms of the loss.
         clip_norm: Largest global norm of the gradient; None does not clip. Default None.
+        teacher: A momentum copy of the model to learn from; made under the same scope. Default: none.
 
     Raises:
         ConfigError: If there is no objective, or two have one name.
@@ -51,7 +53,13 @@ class Trainer(keras.Model):
     """
 
     def __init__(
-        self, model: ImageTextModel, objectives: Sequence[Objective], *, clip_norm: float | None = None, **kwargs: Any
+        self,
+        model: ImageTextModel,
+        objectives: Sequence[Objective],
+        *,
+        clip_norm: float | None = None,
+        teacher: MomentumTeacher | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         names = [objective.name for objective in objectives]
@@ -62,6 +70,7 @@ class Trainer(keras.Model):
         self.test_function: Any = None
         self.objectives = list(objectives)
         self.clip_norm = clip_norm
+        self.teacher = teacher
         # Keras tracks what stands in an attribute: so the state of the drawing is saved with the checkpoints.
         self.seed_generators = [objective.seed_generator for objective in objectives if hasattr(objective, "seed_generator")]
         self._running: tf.Tensor | None = None
@@ -96,7 +105,9 @@ class Trainer(keras.Model):
         Returns:
             ``float32[]`` whose sum over the replicas is the loss, and the figures by name.
         """
-        forward = ForwardPass(self.model, batch, training=training)
+        return self._losses(ForwardPass(self.model, batch, training=training, teacher=self.teacher))
+
+    def _losses(self, forward: ForwardPass) -> tuple[tf.Tensor, dict[str, tuple[tf.Tensor, tf.Tensor]]]:
         outputs = {objective.name: objective(forward) for objective in self.objectives}
         shares = {f"{name}_loss": output.loss for name, output in outputs.items()}
         for output in outputs.values():
@@ -115,14 +126,15 @@ class Trainer(keras.Model):
         )
         figures = {name: (totals[name] / counts[name], counts[name]) for name in names}
         loss = tf.add_n([objective.weight * figures[f"{objective.name}_loss"][0] for objective in self.objectives])
-        rows = tf.cast(tf.shape(batch["image_id"])[0] * replica_count(), tf.float32)
+        rows = tf.cast(tf.shape(forward.batch["image_id"])[0] * replica_count(), tf.float32)
         return local_loss, {"loss": (loss, rows), **figures}
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         """One update, seen from one replica; figures as global (mean, count)."""
         weights = [weight.value for weight in self.model.trainable_weights]
+        forward = ForwardPass(self.model, batch, training=True, teacher=self.teacher)
         with tf.GradientTape() as tape:
-            loss, figures = self.compute_losses(batch, training=True)
+            loss, figures = self._losses(forward)
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = sum_across([tf.convert_to_tensor(gradient) for gradient in gradients])
         norm = tf.linalg.global_norm(gradients)
@@ -131,6 +143,10 @@ class Trainer(keras.Model):
         # Keras's optimizers sum over the replicas once more; these are sums already.
         gradients = [gradient / replica_count() for gradient in gradients]
         self.optimizer.apply(gradients, self.model.trainable_weights)
+        if self.teacher is not None:
+            if self.model.contrastive_head is not None:
+                self.teacher.enqueue(*forward.momentum_features[:3])
+            self.teacher.update()
         return {**figures, "gradient_norm": (norm, tf.ones(()))}
 
     def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from mmfusion.losses import captioning_loss
+from mmfusion.losses import attention_coverage, captioning_loss
 from mmfusion.training.forward_pass import ForwardPass
 from mmfusion.training.objectives.objective import ObjectiveOutput, Share
 
@@ -15,6 +15,10 @@ class CaptioningObjective:
     Args:
         weight: Factor in the total loss. Default 1.
         label_smoothing: Share of the target spread over the vocabulary. Default 0.
+        z_loss: Weight of the squared log-partition (`mmfusion.losses.captioning_loss`). Default 0.
+        attention_coverage: Weight of `mmfusion.losses.attention_coverage`, a mean over captions. Default 0.
+
+    The last three are regularisers: a validation says the plain cross-entropy.
 
     Example:
         >>> from mmfusion.training.objectives import CaptioningObjective
@@ -25,21 +29,37 @@ class CaptioningObjective:
     name = "captioning"
     figures: tuple[str, ...] = ("captioning_loss", "captioning_accuracy")
 
-    def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, *, weight: float = 1.0, label_smoothing: float = 0.0, z_loss: float = 0.0, attention_coverage: float = 0.0
+    ) -> None:
         self.weight = weight
         self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self.attention_coverage = attention_coverage
 
     def __call__(self, forward: ForwardPass) -> ObjectiveOutput:
         """Computes the term for one batch."""
         token_ids, mask = forward.batch["token_ids"], forward.batch["token_mask"]
-        logits = forward.model.caption_logits(forward.patches, token_ids[:, :-1], mask[:, :-1], training=forward.training)
         targets, target_mask = token_ids[:, 1:], mask[:, 1:]
-        # Smoothing is a regulariser: it has no place in the figure by which models are compared.
-        smoothing = self.label_smoothing if forward.training else 0.0
-        loss = captioning_loss(logits, targets, target_mask, label_smoothing=smoothing)
+        logits, scores = self._logits(forward, token_ids[:, :-1], mask[:, :-1])
+        # Regularisers have no place in the figure by which models are compared.
+        smoothing, z_loss = (self.label_smoothing, self.z_loss) if forward.training else (0.0, 0.0)
+        loss = captioning_loss(logits, targets, target_mask, label_smoothing=smoothing, z_loss=z_loss)
         tokens = tf.reduce_sum(loss.tokens)
+        total = tf.reduce_sum(loss.loss_sum)
+        if scores is not None:
+            # In a mean over tokens, a mean over captions: each caption counts as many times as it has tokens.
+            total += self.attention_coverage * tf.reduce_sum(attention_coverage(scores, target_mask) * loss.tokens)
         right = tf.logical_and(tf.argmax(logits, axis=-1, output_type=targets.dtype) == targets, target_mask)
         return ObjectiveOutput(
-            Share(tf.reduce_sum(loss.loss_sum), tokens),
+            Share(total, tokens),
             {"captioning_accuracy": Share(tf.reduce_sum(tf.cast(right, tf.float32)), tokens)},
         )
+
+    def _logits(self, forward: ForwardPass, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        model, training = forward.model, forward.training
+        if not (training and self.attention_coverage):
+            return model.caption_logits(forward.patches, token_ids, mask, training=training), None
+        text = model.text_encoder(token_ids, token_mask=mask, causal=True, training=training)
+        fused = model.fusion(text, forward.patches, text_mask=mask, causal=True, return_scores=True, training=training)
+        return model.text_encoder.logits(model.captioning_head(fused.text)), fused.scores
