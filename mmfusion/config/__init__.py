@@ -11,7 +11,9 @@ from mmfusion.config.recipe import Recipe
 from mmfusion.config.train_config import (
     CaptioningConfig,
     ContrastiveConfig,
+    MaskedLanguageConfig,
     MatchingConfig,
+    MomentumConfig,
     ObjectiveConfig,
     TrainConfig,
 )
@@ -31,8 +33,10 @@ __all__ = [
     "FusionConfig",
     "GoalConfig",
     "ImageEncoderConfig",
+    "MaskedLanguageConfig",
     "MatchingConfig",
     "ModelConfig",
+    "MomentumConfig",
     "ObjectiveConfig",
     "RangeConfig",
     "Recipe",

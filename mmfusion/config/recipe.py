@@ -54,6 +54,12 @@ class Recipe(Section):
                 raise ValueError(f"objective.{term}: expected none, since model.heads lacks {term}; set objective.{term}=null")
         if not terms:
             raise ValueError("objective: expected at least one term, found none")
+        momentum = self.objective.momentum
+        if momentum is not None and 0 < momentum.queue_size < self.train.batch_size:
+            raise ValueError(
+                f"objective.momentum.queue_size: expected at least train.batch_size {self.train.batch_size} (or 0), "
+                f"found {momentum.queue_size}"
+            )
         if self.evaluation.rerank_top_k and "matching" not in heads:
             raise ValueError("evaluation.rerank_top_k: expected 0, since model.heads lacks matching")
         if self.evaluation.rerank_top_k and "contrastive" not in heads:
@@ -81,7 +87,7 @@ class Recipe(Section):
     @property
     def terms(self) -> tuple[str, ...]:
         """The terms of the loss that are switched on."""
-        return tuple(name for name in ("contrastive", "matching", "captioning") if getattr(self.objective, name) is not None)
+        return self.objective.terms
 
     @property
     def validation_figures(self) -> tuple[str, ...]:

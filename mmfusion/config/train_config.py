@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmfusion.config.section import Section
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Smoothing = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Z_LOSS = "Weight of the squared log-partition; none takes objective.z_loss."
+
+
+#: Every term of the loss, and the head that it needs.
+TERMS = ("contrastive", "matching", "masked_language", "captioning")
 
 
 class ContrastiveConfig(Section):
@@ -21,11 +28,13 @@ class ContrastiveConfig(Section):
         "softmax", description="Softmax over the batch (CLIP) or a sigmoid a pair (SigLIP)."
     )
     label_smoothing: Smoothing = Field(0.0, description="Share of the target spread over all; softmax alone.")
+    z_loss: Weight | None = Field(None, description=f"{_Z_LOSS} Softmax alone.")
 
     @model_validator(mode="after")
     def _smooth(self) -> ContrastiveConfig:
-        if self.loss == "sigmoid" and self.label_smoothing:
-            raise ValueError(f"label_smoothing: expected 0 with loss sigmoid, found {self.label_smoothing}")
+        for name, value in (("label_smoothing", self.label_smoothing), ("z_loss", self.z_loss)):
+            if self.loss == "sigmoid" and value:
+                raise ValueError(f"{name}: expected 0 with loss sigmoid, found {value}")
         return self
 
 
@@ -40,6 +49,25 @@ class CaptioningConfig(Section):
 
     weight: Weight = Field(1.0, description="Factor in the loss.")
     label_smoothing: Smoothing = Field(0.1, description="Share of the target spread over the vocabulary.")
+    z_loss: Weight | None = Field(None, description=_Z_LOSS)
+    attention_coverage: Weight = Field(0.0, description="Weight of looking at every patch alike over a caption.")
+
+
+class MaskedLanguageConfig(Section):
+    """The masked language term: hidden words guessed from the rest and the image."""
+
+    weight: Weight = Field(1.0, description="Factor in the loss.")
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.15, description="Share of the words that are hidden.")
+    z_loss: Weight | None = Field(None, description=_Z_LOSS)
+
+
+class MomentumConfig(Section):
+    """Distillation from a momentum copy of the model, with a queue of its features."""
+
+    decay: Share = Field(0.995, description="How much of the copy stays at a step.")
+    queue_size: Annotated[int, Field(ge=0)] = Field(4096, description="Earlier pairs to compare with; 0 for none.")
+    alpha: Share = Field(0.4, description="Share of the copy in the targets.")
+    warmup: Share = Field(0.1, description="Share of the steps in which alpha grows from 0.")
 
 
 class ObjectiveConfig(Section):
@@ -48,6 +76,37 @@ class ObjectiveConfig(Section):
     contrastive: ContrastiveConfig | None = ContrastiveConfig()
     matching: MatchingConfig | None = MatchingConfig()
     captioning: CaptioningConfig | None = CaptioningConfig()
+    masked_language: MaskedLanguageConfig | None = None
+    momentum: MomentumConfig | None = Field(None, description="Learn from a momentum copy too; none does not.")
+    z_loss: Weight = Field(0.0, description="Weight of the squared log-partition in every softmax term.")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms that are switched on."""
+        return tuple(name for name in TERMS if getattr(self, name) is not None)
+
+    def z_loss_of(self, term: str) -> float:
+        """The weight of the squared log-partition in a term: its own, or the common one.
+
+        Example:
+            >>> from mmfusion.config import ObjectiveConfig
+            >>> objective = ObjectiveConfig(z_loss=1e-4, captioning={"z_loss": 0.0})
+            >>> objective.z_loss_of("contrastive"), objective.z_loss_of("captioning")
+            (0.0001, 0.0)
+        """
+        section = getattr(self, term)
+        if getattr(section, "loss", None) == "sigmoid":
+            return 0.0
+        return self.z_loss if section.z_loss is None else float(section.z_loss)
+
+    @model_validator(mode="after")
+    def _taught(self) -> ObjectiveConfig:
+        if self.momentum is not None:
+            if self.contrastive is not None and self.contrastive.loss == "sigmoid":
+                raise ValueError("momentum: expected none, since contrastive.loss is sigmoid, which has no choice to distil")
+            if self.contrastive is None and self.masked_language is None:
+                raise ValueError("momentum: expected none, since there is no contrastive and no masked_language term to distil")
+        return self
 
 
 class TrainConfig(Section):
@@ -61,6 +120,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
         1.0, description="Largest norm of the gradient; none does not clip."
     )
+    freeze: tuple[str, ...] = Field((), description="Regular expressions; weights whose path one of them finds stay as they are.")
     beta_2: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.98, description="Decay of AdamW's second moment.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Number format of the computation.")
     strategy: Literal["one", "mirrored"] = Field("one", description="One device, or copies on several.")
@@ -78,3 +138,13 @@ class TrainConfig(Section):
     monitor: str = Field("val_rsum", description="The figure to choose the best model by.")
     patience: Positive | None = Field(None, description="Validations without gain before training stops.")
     tensorboard: bool = Field(True, description="Write TensorBoard logs.")
+
+    @field_validator("freeze")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"expected regular expressions, found {pattern!r} ({error})") from error
+        return patterns

@@ -79,8 +79,8 @@ def mask_tokens(
         ordinary = ops.logical_and(ordinary, token_ids != special_id)
     shape = ops.shape(token_ids)
     # One draw for all three decisions: an int seed would make three draws equal.
-    choice, fate, word = keras.random.uniform((3, shape[0], shape[1]), dtype="float32", seed=seed)
-    choice = ops.where(ordinary, choice, 2.0)
+    uniform = keras.random.uniform((3, shape[0], shape[1]), dtype="float32", seed=seed)
+    choice, fate, word = ops.where(ordinary, uniform[0], 2.0), uniform[1], uniform[2]
     # The smallest draw of a row is its likeliest place: chosen whatever the rate, so that no text teaches nothing.
     first = ops.arange(shape[1], dtype="int32")[None, :] == ops.cast(ops.argmin(choice, axis=-1), "int32")[:, None]
     chosen = ops.logical_and(ordinary, ops.logical_or(choice < rate, first))

@@ -2,6 +2,7 @@
 
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import LoadedRun, load_run
+from mmfusion.training.freezing import freeze
 from mmfusion.training.momentum_teacher import MomentumTeacher
 from mmfusion.training.optimization import build_optimizer
 from mmfusion.training.run_folder import RunFolder
@@ -18,6 +19,7 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "build_strategy",
+    "freeze",
     "load_run",
     "train",
 ]

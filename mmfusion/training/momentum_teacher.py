@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -32,8 +33,8 @@ class MomentumTeacher(keras.layers.Layer):
 
     After each step of training, and never in evaluation, every weight follows the model's:
     ``copy += (1 - decay) · (weight - copy)``, and the global batch takes the place of the oldest in the queue. On several
-    replicas all hold the same copy and the same queue. The copy reads without dropout. It is part of the `Trainer`'s variables, so
-    checkpoints hold it; what is saved and exported is the model alone.
+    replicas all hold the same copy and the same queue. The copy reads without dropout. It is part of the `Trainer`'s variables,
+    so that checkpoints hold it; what is saved and exported is the model alone.
 
     Args:
         model: The model to follow; the copy starts with its weights (`follow` takes them anew).
@@ -87,8 +88,8 @@ class MomentumTeacher(keras.layers.Layer):
         self.alpha = alpha
         self.warmup_steps = warmup_steps
         self.model = type(model).from_config({**model.get_config(), "name": f"{model.name}_momentum"})
-        # Held outside of Keras's tracking: the model is the trainer's already.
-        self._followed = (model,)
+        # Keras would track the model itself as a part of this layer, and count and freeze its weights with it.
+        self._followed: Callable[[], ImageTextModel] = lambda: model
         width = 1 if model.contrastive_head is None else model.contrastive_head.embedding_dim
         places = queue_size if model.contrastive_head is not None else 0
         self.image_queue = self._state("image_queue", (places, width), "float32")
@@ -109,7 +110,7 @@ class MomentumTeacher(keras.layers.Layer):
             copy.assign(weight)
 
     def _pairs(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        return list(zip(self.model.weights, self._followed[0].weights, strict=True))
+        return list(zip(self.model.weights, self._followed().weights, strict=True))
 
     def share(self) -> tf.Tensor:
         """``float32[]``, the teacher's share in the target at this step."""

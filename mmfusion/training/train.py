@@ -22,6 +22,8 @@ from mmfusion.text import WordPieceTokenizer
 from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, ProgressBar, Validation, save_model
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import image_transform, prepare_model, prepare_source, prepare_tokenizer
+from mmfusion.training.freezing import freeze
+from mmfusion.training.momentum_teacher import MomentumTeacher
 from mmfusion.training.objectives import build_objectives
 from mmfusion.training.optimization import build_optimizer
 from mmfusion.training.run_folder import RunFolder
@@ -94,7 +96,14 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     strategy = build_strategy(options.strategy, options.devices, batch_size=options.batch_size)
     with strategy.scope():
         model = prepare_model(recipe, tokenizer)
-        trainer = Trainer(model, build_objectives(recipe), clip_norm=options.clip_norm)
+        # Before the momentum copy is made and the optimizer is built: neither is to follow what stays as it is.
+        freeze(model, options.freeze)
+        trainer = Trainer(
+            model,
+            build_objectives(recipe, tokenizer),
+            clip_norm=options.clip_norm,
+            teacher=_teacher(recipe, model, epoch_steps * options.epochs),
+        )
         optimizer = build_optimizer(
             model.trainable_variables,
             steps=epoch_steps * options.epochs,
@@ -211,6 +220,14 @@ def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordP
         return {f"val_{name}": value for name, value in figures.items()}
 
     return validate
+
+
+def _teacher(recipe: Recipe, model: ImageTextModel, steps: int) -> MomentumTeacher | None:
+    momentum = recipe.objective.momentum
+    if momentum is None:
+        return None
+    options = {"decay": momentum.decay, "queue_size": momentum.queue_size, "alpha": momentum.alpha}
+    return MomentumTeacher(model, warmup_steps=round(momentum.warmup * steps), **options)
 
 
 def _fit(

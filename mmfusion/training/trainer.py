@@ -105,9 +105,9 @@ class Trainer(keras.Model):
         Returns:
             ``float32[]`` whose sum over the replicas is the loss, and the figures by name.
         """
-        return self._losses(ForwardPass(self.model, batch, training=training, teacher=self.teacher))
+        return self._losses_of(ForwardPass(self.model, batch, training=training, teacher=self.teacher))
 
-    def _losses(self, forward: ForwardPass) -> tuple[tf.Tensor, dict[str, tuple[tf.Tensor, tf.Tensor]]]:
+    def _losses_of(self, forward: ForwardPass) -> tuple[tf.Tensor, dict[str, tuple[tf.Tensor, tf.Tensor]]]:
         outputs = {objective.name: objective(forward) for objective in self.objectives}
         shares = {f"{name}_loss": output.loss for name, output in outputs.items()}
         for output in outputs.values():
@@ -134,7 +134,7 @@ class Trainer(keras.Model):
         weights = [weight.value for weight in self.model.trainable_weights]
         forward = ForwardPass(self.model, batch, training=True, teacher=self.teacher)
         with tf.GradientTape() as tape:
-            loss, figures = self._losses(forward)
+            loss, figures = self._losses_of(forward)
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = sum_across([tf.convert_to_tensor(gradient) for gradient in gradients])
         norm = tf.linalg.global_norm(gradients)

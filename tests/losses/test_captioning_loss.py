@@ -164,3 +164,13 @@ class TestKerasLoss:
         targets = np.array([[2, 3, 4, 5, 1, 0], [1, 5, 0, 0, 0, 0]] * 4)
         history = model.fit(tokens, targets, epochs=15, verbose=0).history["loss"]
         assert history[0] == pytest.approx(math.log(6), abs=0.2) and history[-1] < 0.5 * history[0]
+
+
+def test_the_log_partition_costs_its_square() -> None:
+    random = np.random.default_rng(5)
+    logits, targets = random.normal(size=(2, 3, 6)).astype("float32"), random.integers(6, size=(2, 3))
+    mask = np.array([[True, True, False], [True, False, False]])
+    plain = captioning_loss(logits, targets, mask, label_smoothing=0.1).loss_sum
+    more = captioning_loss(logits, targets, mask, label_smoothing=0.1, z_loss=0.3).loss_sum
+    log_partition = np.log(np.exp(logits.astype("float64")).sum(axis=-1))
+    np.testing.assert_allclose(more - plain, 0.3 * (log_partition**2 * mask).sum(axis=-1), rtol=1e-4)

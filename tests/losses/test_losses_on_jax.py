@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from mmfusion.losses import (
+    attention_coverage,
     captioning_loss,
+    mask_tokens,
+    masked_language_loss,
     matching_loss,
     sample_hard_negatives,
     sigmoid_contrastive,
@@ -42,11 +45,26 @@ def compute() -> dict[str, list]:
             "matching": matching_loss(logits[:, 0, 0], mask[:, 0], mask[:, 1]),
             "captioning": caption.loss_sum,
             "tokens": caption.tokens,
+            "masked": masked_language_loss(logits, targets, mask, teacher_logits=-logits, alpha=0.4, z_loss=0.1).loss_sum,
+            "coverage": attention_coverage(logits[:, None, None], mask),
+            "taught": softmax_contrastive(
+                image[2:4],
+                text[2:4],
+                0.5,
+                all_image=image,
+                teacher_image=text[2:4],
+                teacher_text=image[2:4],
+                alpha=0.4,
+                valid=ids < 3,
+                z_loss=0.1,
+                **shared,
+            ),
         }
 
     def negatives(similarity):
         drawn = sample_hard_negatives(similarity, ids, seed=3)
-        return {"images": drawn.image_index, "texts": drawn.text_index}
+        hidden = mask_tokens(targets, mask, vocabulary_size=9, mask_id=4, special_ids=(0,), rate=0.5, seed=3)
+        return {"images": drawn.image_index, "texts": drawn.text_index, "hidden": hidden.chosen}
 
     if keras.backend.backend() == "jax":
         import jax
@@ -68,8 +86,10 @@ def test_equals_tensorflow() -> None:
         check=True,
     )
     on_jax, here = json.loads(answer.stdout), compute()
-    for name in ("softmax", "sigmoid", "matching", "captioning", "tokens"):
+    for name in ("softmax", "sigmoid", "matching", "captioning", "tokens", "masked", "coverage", "taught"):
         np.testing.assert_allclose(on_jax[name], here[name], rtol=1e-4, atol=1e-6)
+    for hidden in (np.array(on_jax["hidden"]), np.array(here["hidden"])):
+        assert hidden.any(axis=1).all()
     ids = np.array(here["ids"])
     for name in ("images", "texts"):
         # The two draw other numbers; both draw other images.

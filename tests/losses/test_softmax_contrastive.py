@@ -58,6 +58,67 @@ def test_equals_loops_in_numpy(duplicates: str, smoothing: float, ids: list[int]
     np.testing.assert_allclose(loss, reference(image, text, 9.0, ids, smoothing, duplicates), rtol=2e-5, atol=1e-6)
 
 
+def distilled_reference(image, text, keys, scale, ids, key_ids, valid, teachers, alpha, z_loss, duplicates) -> np.ndarray:
+    """The loss with a teacher, more keys than rows and a log-partition, by loops over pairs, in float64."""
+    losses = []
+    for i in range(len(ids)):
+        total = 0.0
+        for query, candidates, teacher in ((image[i], keys[1], teachers[0][i]), (text[i], keys[0], teachers[1][i])):
+            same = [j for j in range(len(key_ids)) if valid[j] and key_ids[j] == ids[i]]
+            positive = same if duplicates == "positive" else [i]
+            kept = [j for j in range(len(key_ids)) if valid[j] and (j in positive or j not in same)]
+            logits = np.array([scale * query.astype("float64") @ candidates[j] for j in kept])
+            log_partition = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
+            q = np.exp(np.array([scale * teacher.astype("float64") @ candidates[j] for j in kept]))
+            target = alpha * q / q.sum() + (1 - alpha) * np.isin(kept, positive) / len(positive)
+            total += -(target * (logits - log_partition)).sum() + z_loss * log_partition**2
+        losses.append(total / 2)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore"])
+@pytest.mark.parametrize(("alpha", "z_loss"), [(0.4, 0.0), (0.0, 0.3), (1.0, 0.1)])
+def test_a_teacher_and_a_queue_equal_loops_in_numpy(duplicates: str, alpha: float, z_loss: float) -> None:
+    image, text, *teachers = (unit_rows(3, 8, seed) for seed in range(4))
+    keys = unit_rows(7, 8, 4), unit_rows(7, 8, 5)
+    ids, key_ids = np.array([5, 6, 5]), np.array([5, 6, 5, 9, 6, 0, 5])
+    valid = np.array([True, True, True, True, True, False, True])
+    options = {"alpha": alpha, "z_loss": z_loss, "duplicates": duplicates}
+    inputs = {"all_image": keys[0], "all_text": keys[1], "teacher_image": teachers[0], "teacher_text": teachers[1]}
+    loss = softmax_contrastive(image, text, 6.0, image_id=ids, all_image_id=key_ids, valid=valid, **inputs, **options)
+    expected = distilled_reference(image, text, keys, 6.0, ids, key_ids, valid, teachers, **options)
+    np.testing.assert_allclose(loss, expected, rtol=2e-5)
+
+
+def test_a_teacher_that_cannot_tell_costs_ln_of_all_keys() -> None:
+    features, keys = np.tile([[0.6, 0.8]], (2, 1)), np.tile([[0.6, 0.8]], (9, 1))
+    inputs = {"all_image": keys, "all_text": keys, "teacher_image": features, "teacher_text": features, "alpha": 0.4}
+    np.testing.assert_allclose(softmax_contrastive(features, features, 3.0, **inputs), math.log(9), rtol=1e-6)
+    loss = softmax_contrastive(features, features, 3.0, **inputs, valid=np.arange(9) < 5, z_loss=0.5)
+    log_partition = 3.0 + math.log(5)
+    np.testing.assert_allclose(loss, math.log(5) + 0.5 * log_partition**2, rtol=1e-6)
+
+
+def test_no_gradient_reaches_a_teacher_and_places_not_filled_do_not_matter() -> None:
+    image, text, teacher = (tf.Variable(unit_rows(2, 8, seed)) for seed in range(3))
+    keys = unit_rows(5, 8, 4)
+    with tf.GradientTape() as tape:
+        losses = [
+            tf.reduce_mean(softmax_contrastive(
+                image, text, 6.0, all_image=spoilt, all_text=spoilt, valid=np.arange(5) < 4, teacher_image=teacher,
+                teacher_text=teacher, alpha=0.5,
+            )) for spoilt in (keys, np.where(np.arange(5)[:, None] < 4, keys, 1e6))
+        ]  # fmt: skip
+    assert float(losses[0]) == float(losses[1])
+    own, nothing = tape.gradient(losses[0], [image, teacher])
+    assert np.abs(own).max() > 0 and nothing is None
+
+
+def test_a_teacher_knows_both_streams() -> None:
+    with pytest.raises(ConfigError, match="a teacher knows both streams"):
+        softmax_contrastive(np.eye(2), np.eye(2), 1.0, teacher_image=np.eye(2))
+
+
 def test_another_caption_of_the_image_is_never_pushed_away() -> None:
     image, text = unit_rows(4, 8, 2), unit_rows(4, 8, 3)
     ids = np.array([5, 5, 8, 9])

@@ -38,9 +38,7 @@ class ContrastiveObjective:
     name = "contrastive"
     figures: tuple[str, ...] = ("contrastive_loss", "contrastive_accuracy")
 
-    def __init__(
-        self, *, weight: float = 1.0, loss: str = "softmax", label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> None:
+    def __init__(self, *, weight: float = 1.0, loss: str = "softmax", label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         if loss not in ("softmax", "sigmoid") or (loss == "sigmoid" and (label_smoothing or z_loss)):
             found = f"loss={loss!r}, label_smoothing={label_smoothing}, z_loss={z_loss}"
             expected = "softmax, or sigmoid without label smoothing and z-loss"

@@ -99,4 +99,6 @@ class MaskedLanguageObjective:
             seed=self.seed_generator if forward.training else self.seed,
         )
         start, size = [row_offset(token_ids), 0], [tf.shape(token_ids)[0], -1]
-        return MaskedTokens(tf.cast(tf.slice(masked.token_ids, start, size), token_ids.dtype), tf.slice(masked.chosen, start, size))
+        return MaskedTokens(
+            tf.cast(tf.slice(masked.token_ids, start, size), token_ids.dtype), tf.slice(masked.chosen, start, size)
+        )
