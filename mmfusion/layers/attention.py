@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.layers.attention_options import DEFAULT_WINDOW, KERNELS, check_options, feature_function, grid_columns, prefix_last
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.cache import ContextCache, KeyValueCache
-from mmfusion.layers.checks import check_rate, check_tokens, check_width, checked_mask
-from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention
+from mmfusion.layers.checks import check_tokens, check_width, checked_mask
+from mmfusion.layers.kernels import (
+    attention_weights,
+    chunked_attention,
+    exact_attention,
+    linear_attention,
+    linear_weights,
+    local_attention,
+    window_mask,
+)
 from mmfusion.layers.masks import AttentionMask, causal_last, length_of, real_keys, real_queries, without_masked
-from mmfusion.layers.rotary import apply_rotary
+from mmfusion.layers.rotary import apply_rotary, rotary_positions
 
-KERNELS = ("exact", "chunked")
+__all__ = ["KERNELS", "Attention"]
+
+_OPTIONS = (
+    "num_heads", "head_dim", "num_key_value_heads", "kernel", "chunk_size", "window", "num_global_tokens", "feature_map",
+    "use_bias", "query_key_norm", "logit_cap", "rotary", "rotary_base", "grid", "num_unrotated_tokens", "dropout", "output_dim",
+    "seed",
+)  # fmt: skip
+
+
+class _Projected(NamedTuple):
+    """What a kernel needs: heads of shape ``[B, N, H, d]``, and where the first query stands among the keys if causal."""
+
+    query: KerasTensor
+    key: KerasTensor
+    value: KerasTensor
+    mask: AttentionMask
+    start: int | KerasTensor | None
+    cache: KeyValueCache | ContextCache | None
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -34,13 +60,23 @@ class Attention(keras.layers.Layer):
         num_key_value_heads: Key and value heads, a divisor of H; fewer than H is grouped-query attention, 1 is
             multi-query. Default H.
         kernel: ``"exact"`` computes all scores at once; ``"chunked"`` streams over keys in memory linear in the sequence and
-            equals ``"exact"`` to rounding, in value and gradient. Default ``"exact"``.
+            equals ``"exact"`` to rounding, in value and gradient; ``"local"`` lets a token of self-attention see a window
+            alone, in memory linear in the sequence, and a context whole, as ``"chunked"`` does; ``"linear"`` replaces the
+            softmax by features of query and key, ``φ(q)·φ(k)`` normalised, in time linear in the sequence. Default ``"exact"``.
         chunk_size: Keys at a time of ``"chunked"``. Default 512.
+        window: Tokens on each side that ``"local"`` sees; causally, those before. Default 128.
+        num_global_tokens: Leading tokens that ``"local"`` lets see all and be seen by all. Default 0.
+        feature_map: φ of ``"linear"``: ``"elu"`` (``elu(x) + 1``), ``"relu"``, ``"softplus"``, ``"softmax"``, or a function
+            registered with Keras, of numbers not below 0. Default ``"elu"``.
         use_bias: Whether the projections have biases. Default True.
         query_key_norm: Whether queries and keys are normalised to unit root mean square with a learned gain, head by head, which
             keeps logits from growing. Default False.
-        rotary: Whether self-attention rotates queries and keys by position. Default False.
+        logit_cap: Bounds logits smoothly, ``cap · tanh(logits / cap)``. Default None, no bound.
+        rotary: Whether self-attention rotates queries and keys by position: False, True (along the sequence) or ``"2d"`` (half
+            of a head's features by row of a grid, half by column). Default False.
         rotary_base: Base of the rotation. Default 10000.
+        grid: Rows and columns of ``rotary="2d"``, unless the call gives them. Default None.
+        num_unrotated_tokens: Leading tokens without a rotary position, a class token say. Default 0.
         dropout: Rate at which weights are dropped in training; ``"exact"`` only. Default 0.
         output_dim: Width of the output. Default: the query's.
         seed: Seed of the dropout.
@@ -54,6 +90,9 @@ class Attention(keras.layers.Layer):
         causal: Whether query t sees keys up to t + S - T alone. Default False.
         cache: A `KeyValueCache`: the query's keys and values are appended and what is filled is attended to, causally; room must
             suffice, past its end the last places are overwritten. A `ContextCache`: its keys and values stand for the context.
+        prefix_length: With causal attention, ``int`` or ``int[B]``: how many first keys every query sees, whatever follows
+            (prefix-LM). With a cache those that are in it. Default: none.
+        grid: Rows and columns of ``rotary="2d"``; they fill the sequence row by row.
         return_scores: Whether to return the scores. They never change the output. Default False.
         training: Whether dropout is active.
 
@@ -61,8 +100,8 @@ class Attention(keras.layers.Layer):
         ``float[B, T, output_dim]``, or an `AttentionOutput` if `cache` or `return_scores` was given.
 
     Raises:
-        ConfigError: If the heads do not divide, a kernel is unknown, dropout meets a kernel other than ``"exact"``, or rank,
-            width or dtype of query, context or mask is wrong.
+        ConfigError: If the heads do not divide, a kernel is unknown, an option meets a kernel that has no use for it, a mask of
+            each query meets ``"linear"``, a prefix is not causal, or rank, width or dtype of query, context or mask is wrong.
 
     Example:
         >>> import numpy as np
@@ -73,7 +112,8 @@ class Attention(keras.layers.Layer):
         ((2, 3, 8), (2, 2, 3, 5))
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2; grouped heads: Ainslie et al. 2023 (arXiv:2305.13245);
-    normalised queries and keys: Dehghani et al. 2023 (arXiv:2302.05442).
+    normalised queries and keys: Dehghani et al. 2023 (arXiv:2302.05442); prefix: Raffel et al., T5, 2020 (arXiv:1910.10683),
+    figure 4; the rest where it is computed, in `mmfusion.layers.kernels`.
     """
 
     def __init__(
@@ -84,10 +124,16 @@ class Attention(keras.layers.Layer):
         num_key_value_heads: int | None = None,
         kernel: str = "exact",
         chunk_size: int = 512,
+        window: int | None = None,
+        num_global_tokens: int = 0,
+        feature_map: str | Callable[[KerasTensor], KerasTensor] | None = None,
         use_bias: bool = True,
         query_key_norm: bool = False,
-        rotary: bool = False,
+        logit_cap: float | None = None,
+        rotary: bool | str = False,
         rotary_base: float = 10000.0,
+        grid: Sequence[int] | None = None,
+        num_unrotated_tokens: int = 0,
         dropout: float = 0.0,
         output_dim: int | None = None,
         seed: int | None = None,
@@ -99,37 +145,23 @@ class Attention(keras.layers.Layer):
         self.num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
         self.kernel = kernel
         self.chunk_size = chunk_size
+        self.window = window
+        self.num_global_tokens = num_global_tokens
+        self.feature_map = feature_map
         self.use_bias = use_bias
         self.query_key_norm = query_key_norm
+        self.logit_cap = logit_cap
         self.rotary = rotary
         self.rotary_base = rotary_base
+        self.grid = None if grid is None else tuple(grid)
+        self.num_unrotated_tokens = num_unrotated_tokens
         self.dropout = dropout
         self.output_dim = output_dim
         self.seed = seed
         self.supports_masking = True
-        self._check()
+        check_options({name: getattr(self, name) for name in _OPTIONS}, self.name)
+        self._features = feature_function(feature_map, self.name)
         self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="dropout")
-
-    def _check(self) -> None:
-        if self.num_heads < 1 or self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
-            expected = "num_heads a positive multiple of num_key_value_heads"
-            found = f"{self.num_heads} and {self.num_key_value_heads}"
-            raise ConfigError("impossible head counts", where=self.name, expected=expected, found=found)
-        if self.kernel not in KERNELS:
-            raise ConfigError("unknown kernel", where=self.name, expected=" or ".join(KERNELS), found=repr(self.kernel))
-        for name in ("chunk_size", "head_dim", "output_dim"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
-        check_rate(self.dropout, "dropout", self.name)
-        if self.dropout and self.kernel != "exact":
-            raise ConfigError(
-                "attention weights are not kept by this kernel, so they cannot be dropped",
-                where=self.name,
-                expected="dropout=0",
-                found=f"dropout={self.dropout}, kernel={self.kernel!r}",
-                fix="drop out the block's outputs instead, or use kernel='exact'",
-            )
 
     def build(self, query_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None) -> None:
         """Builds the projections for the widths of query and context."""
@@ -143,8 +175,9 @@ class Attention(keras.layers.Layer):
                 found=f"num_heads={self.num_heads}",
             )
         width = self.head_dim or dim // self.num_heads
-        if self.rotary and width % 2:
-            raise ConfigError("rotary positions need an even head width", where=self.name, found=width)
+        if self.rotary and width % (4 if self.rotary == "2d" else 2):
+            expected = "a multiple of 4 with rotary='2d', else an even one"
+            raise ConfigError("rotary positions do not fit the head width", where=self.name, expected=expected, found=width)
         self._width, self._query_dim, self._context_dim = width, dim, context_dim
         self.query_projection = self._projection("query", dim, self.num_heads * width)
         self.key_projection = self._projection("key", context_dim, self.num_key_value_heads * width)
@@ -194,6 +227,8 @@ class Attention(keras.layers.Layer):
         cache: KeyValueCache | ContextCache | None = None,
         return_scores: bool = False,
         training: bool | None = None,
+        prefix_length: int | KerasTensor | None = None,
+        grid: Sequence[int] | None = None,
     ) -> KerasTensor | AttentionOutput:
         """Attends; see the class."""
         check_tokens(query, "query", self.name, self._query_dim)
@@ -202,18 +237,27 @@ class Attention(keras.layers.Layer):
                 raise ConfigError(
                     "a context meets a cache of self-attention", where=self.name, expected="a ContextCache or no cache"
                 )
-            queries, key, value, mask, cache = self._append(query, context_mask, cache)
+            projected = self._append(query, context_mask, cache, prefix_length, grid)
         else:
-            queries, key, value, mask = self._project(query, context, context_mask, causal, cache)
-        output, scores = self._attend(queries, key, value, mask, return_scores, training)
+            if prefix_length is not None and not causal:
+                raise ConfigError("a prefix is of causal attention", where=self.name, fix="pass causal=True")
+            projected = self._project(query, context, context_mask, causal, cache, prefix_length, grid)
+        if self.kernel == "linear" and projected.mask.pattern is not None:
+            raise ConfigError(
+                "kernel='linear' has one sum for all queries, so a mask cannot differ by query",
+                where=self.name,
+                expected="context_mask of shape [batch, keys]",
+                fix="use causal or prefix_length, or another kernel",
+            )
+        output, scores = self._attend(projected, return_scores, training)
         output = self.output_projection(output)
-        sees_any = mask.sees_any(length_of(key))
+        sees_any = projected.mask.sees_any(length_of(projected.key))
         if sees_any is not None:
             # Zeros where there was nothing to attend to, the projection's bias included.
             output = ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
         if cache is None and not return_scores:
             return output
-        return AttentionOutput(output, scores, cache)
+        return AttentionOutput(output, scores, projected.cache)
 
     def _project(
         self,
@@ -222,7 +266,9 @@ class Attention(keras.layers.Layer):
         context_mask: KerasTensor | None,
         causal: bool,
         cache: ContextCache | None,
-    ) -> tuple[KerasTensor, KerasTensor, KerasTensor, AttentionMask]:
+        prefix_length: int | KerasTensor | None,
+        grid: Sequence[int] | None,
+    ) -> _Projected:
         itself = context is None and cache is None
         context = query if context is None else context
         check_tokens(context, "context", self.name, self._context_dim if cache is None else None)
@@ -239,53 +285,88 @@ class Attention(keras.layers.Layer):
             key, value = (without_masked(x, real_keys(context_mask)) for x in (cache.key, cache.value))
             masks = [context_mask, cache.mask]
         queries = self._queries(without_masked(query, real_queries(context_mask)) if itself else query)
-        if self.rotary and itself:
-            positions = ops.arange(length_of(queries))
-            queries, key = (apply_rotary(x, positions, self.rotary_base) for x in (queries, key))
-        last = causal_last(length_of(queries), length_of(key)) if causal else None
-        return queries, key, value, AttentionMask.of(*masks, last=last)
+        number, length = length_of(queries), length_of(key)
+        last = prefix_last(causal_last(number, length), prefix_length, length, query.shape[0], self.name) if causal else None
+        mask = AttentionMask.of(*masks, last=last)
+        if itself:
+            places = ops.arange(number, dtype="int32")
+            queries, key = self._rotated(queries, key, places, grid, query.shape[1])
+            if self.kernel == "local":
+                mask = window_mask(mask, places, length, self._reach, self.num_global_tokens)
+        start = (0 if itself else length - number) if causal else None
+        return _Projected(queries, key, value, mask, start, cache)
 
     def _append(
-        self, query: KerasTensor, mask: KerasTensor | None, cache: KeyValueCache
-    ) -> tuple[KerasTensor, KerasTensor, KerasTensor, AttentionMask, KeyValueCache]:
+        self,
+        query: KerasTensor,
+        mask: KerasTensor | None,
+        cache: KeyValueCache,
+        prefix_length: int | KerasTensor | None,
+        grid: Sequence[int] | None,
+    ) -> _Projected:
         room, found = tuple(cache.key.shape[:2]), tuple(query.shape[:2])
         if None not in (*room, *found) and (room[0] != found[0] or room[1] < found[1]):
             expected = f"{room[0]} rows of at most {room[1]} tokens"
             raise ConfigError("the query does not fit the cache", where=self.name, expected=expected, found=list(found))
         mask = checked_mask(mask, "context_mask", self.name, found, room[1])
         queries, (key, value, _) = self._queries(query), self._context(query, None)
-        positions = cache.position + ops.arange(length_of(query), dtype="int32")
-        if self.rotary:
-            queries, key = (apply_rotary(x, positions, self.rotary_base) for x in (queries, key))
+        places = cache.position + ops.arange(length_of(query), dtype="int32")
+        queries, key = self._rotated(queries, key, places, grid, None)
         start = [0, cache.position, 0, 0]
         key = ops.slice_update(cache.key, start, ops.cast(key, cache.key.dtype))
         value = ops.slice_update(cache.value, start, ops.cast(value, cache.value.dtype))
-        cache = KeyValueCache(key, value, cache.position + length_of(query))
+        filled = cache.position + length_of(query)
+        advanced = KeyValueCache(key, value, filled)
         key, value = (without_masked(ops.cast(x, queries.dtype), real_keys(mask)) for x in (key, value))
-        return queries, key, value, AttentionMask.of(mask, last=positions), cache
+        allowed = AttentionMask.of(mask, last=prefix_last(places, prefix_length, filled, query.shape[0], self.name))
+        if self.kernel == "local":
+            allowed = window_mask(allowed, places, length_of(key), self._reach, self.num_global_tokens)
+        return _Projected(queries, key, value, allowed, cache.position, advanced)
+
+    @property
+    def _reach(self) -> int:
+        return DEFAULT_WINDOW if self.window is None else self.window
+
+    def _rotated(
+        self, query: KerasTensor, key: KerasTensor, places: KerasTensor, grid: Sequence[int] | None, length: int | None
+    ) -> tuple[KerasTensor, KerasTensor]:
+        if not self.rotary:
+            if grid is not None:
+                raise ConfigError("grid has no meaning here", where=self.name, expected="no grid, or rotary='2d'", found=grid)
+            return query, key
+        grid = self.grid if grid is None else grid
+        columns = grid_columns(grid, self.num_unrotated_tokens, length, self.name) if self.rotary == "2d" else None
+        positions = rotary_positions(places, self.num_unrotated_tokens, columns)
+        query, key = (apply_rotary(x, positions, self.rotary_base) for x in (query, key))
+        return query, key
 
     def _queries(self, query: KerasTensor) -> KerasTensor:
         queries = self._heads(self.query_projection(query), self.num_heads)
         return self.query_norm(queries) if self.query_key_norm else queries
 
     def _attend(
-        self,
-        query: KerasTensor,
-        key: KerasTensor,
-        value: KerasTensor,
-        mask: AttentionMask,
-        return_scores: bool,
-        training: bool | None,
+        self, projected: _Projected, return_scores: bool, training: bool | None
     ) -> tuple[KerasTensor, KerasTensor | None]:
-        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in projected[:3])
+        mask, start = projected.mask, projected.start
         if self.num_key_value_heads != self.num_heads:
             key, value = (ops.repeat(x, self.num_heads // self.num_key_value_heads, axis=1) for x in (key, value))
-        if self.kernel == "chunked":
-            output = chunked_attention(query, key, value, mask, self.chunk_size)
-            scores = attention_weights(query, key, mask) if return_scores else None
-        else:
+        if self.kernel == "exact":
             drop = functools.partial(self.dropout_layer, training=training)
-            output, scores = exact_attention(query, key, value, mask, drop)
+            output, scores = exact_attention(query, key, value, mask, drop, self.logit_cap)
+        elif self.kernel == "linear":
+            output = linear_attention(query, key, value, mask, start, self._features)
+            scores = linear_weights(query, key, mask, self._features) if return_scores else None
+        else:
+            if mask.first is None:
+                output = chunked_attention(query, key, value, mask, self.chunk_size, self.logit_cap)
+            else:
+                # With a prefix, of which the mask has a last key for each example, causal queries look ahead too.
+                ahead = start is None or mask.last_of_rows is mask.last
+                output = local_attention(
+                    query, key, value, mask, self._reach, 0 if start is None else start, ahead, self.logit_cap
+                )
+            scores = attention_weights(query, key, mask, self.logit_cap) if return_scores else None
         output = ops.transpose(output, (0, 2, 1, 3))
         shape = ops.shape(output)
         return ops.reshape(output, (shape[0], shape[1], self.num_heads * self._width)), scores if return_scores else None
@@ -296,8 +377,7 @@ class Attention(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = (
-            "num_heads", "head_dim", "num_key_value_heads", "kernel", "chunk_size", "use_bias", "query_key_norm", "rotary",
-            "rotary_base", "dropout", "output_dim", "seed",
-        )  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        config = {name: getattr(self, name) for name in _OPTIONS}
+        if callable(self.feature_map):
+            config["feature_map"] = keras.saving.serialize_keras_object(self.feature_map)
+        return {**super().get_config(), **config}

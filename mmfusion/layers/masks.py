@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import KerasTensor, ops
 
 
 class AttentionMask(NamedTuple):
-    """What query t may attend to: ``keys[s] and pattern[t, s] and s <= last[t]``.
+    """What query t may attend to: ``keys[s] and pattern[t, s] and s <= last[t] and (s >= first[t] or s < leading)``.
 
     A kernel asks for the keys that it works on; only a kernel that holds all scores at once asks for all of them.
 
     Attributes:
         keys: ``bool[B or 1, S or 1]``, ``True`` = may be attended to by every query; None allows all keys.
         pattern: ``bool[B or 1, T, S or 1]``, where queries differ; None allows all.
-        last: ``int32[T]``, the last key that each query sees; None lets it see all.
+        last: ``int32[T]`` or ``int32[B or 1, T]``, the last key that each query sees; None lets it see all.
+        first: ``int32[T]``, the first key that each query sees, at most `last`; None lets it see from the start.
+        leading: Keys at the start that `first` does not hide. Default 0.
 
     Example:
         >>> import numpy as np
@@ -30,6 +32,8 @@ class AttentionMask(NamedTuple):
     keys: KerasTensor | None = None
     pattern: KerasTensor | None = None
     last: KerasTensor | None = None
+    first: KerasTensor | None = None
+    leading: int = 0
 
     @classmethod
     def of(cls, *masks: KerasTensor | None, last: KerasTensor | None = None) -> AttentionMask:
@@ -44,6 +48,12 @@ class AttentionMask(NamedTuple):
                 keys = both(keys, mask if len(mask.shape) == 2 else mask[:, 0])
         return cls(keys, pattern, last)
 
+    @property
+    def last_of_rows(self) -> KerasTensor:
+        """`last`, where there is one, as ``int32[B or 1, T]``."""
+        last: Any = self.last
+        return last if len(last.shape) == 2 else last[None]
+
     def allowed(self, places: KerasTensor) -> KerasTensor | None:
         """The mask of the keys at `places`, ``int32[C]``: ``bool[B or 1, 1, T or 1, C or 1]``, or None if all are allowed."""
         result = None
@@ -52,21 +62,45 @@ class AttentionMask(NamedTuple):
         if self.pattern is not None:
             result = both(result, _at(self.pattern, places)[:, None])
         if self.last is not None:
-            result = both(result, (places[None, :] <= self.last[:, None])[None, None])
+            result = both(result, (places <= self.last_of_rows[:, :, None])[:, None])
+        if self.first is not None:
+            inside = places[None] >= self.first[:, None]
+            result = both(result, (ops.logical_or(inside, places < self.leading) if self.leading else inside)[None, None])
         return result
 
     def sees_any(self, key_length: int | KerasTensor) -> KerasTensor | None:
         """Whether a query sees any of the S keys: ``bool[B or 1, T or 1]``, or None if every query does."""
         if self.pattern is not None:
             return ops.any(self.allowed(ops.arange(key_length, dtype="int32")), axis=-1)[:, 0]
+        last = None if self.last is None else self.last_of_rows
         if self.keys is None:
-            return None if self.last is None else (self.last >= 0)[None]
-        some = ops.any(self.keys, axis=-1)[:, None]
-        if self.last is None:
-            return some
-        # The first real key decides, so causality needs no T · S matrix here either.
-        first = ops.cast(ops.argmax(ops.cast(self.keys, "int32"), axis=-1), "int32")
-        return ops.logical_and(some, first[:, None] <= self.last[None])
+            return None if last is None else last >= 0
+        if last is None:
+            return ops.any(self.keys, axis=-1)[:, None]
+        if self.first is None:
+            # The first real key decides, so causality needs no T · S matrix here either.
+            first = ops.cast(ops.argmax(ops.cast(self.keys, "int32"), axis=-1), "int32")
+            return ops.logical_and(ops.any(self.keys, axis=-1)[:, None], first[:, None] <= last)
+        return self._any_inside(key_length, last)
+
+    def _any_inside(self, key_length: int | KerasTensor, last: KerasTensor) -> KerasTensor:
+        # Real keys before each place; a window has some where the count differs at its ends.
+        keys: Any = ops.cast(self.keys, "int32")
+        before = ops.pad(ops.cumsum(keys, axis=-1), [[0, 0], [1, 0]])
+        if keys.shape[-1] == 1:
+            before = ops.arange(key_length + 1, dtype="int32")[None] * keys
+        rows = ops.shape(before)[0] if last.shape[0] == 1 else ops.shape(last)[0]
+        before, last = (ops.broadcast_to(x, (rows, ops.shape(x)[1])) for x in (before, last))
+
+        def count(places: KerasTensor) -> KerasTensor:
+            return ops.take_along_axis(before, ops.clip(places, 0, key_length), axis=1)
+
+        start: Any = self.first
+        first = ops.broadcast_to(start[None], (rows, ops.shape(start)[0]))
+        inside = count(last + 1) > count(first)
+        if not self.leading:
+            return inside
+        return ops.logical_or(inside, count(ops.minimum(last + 1, self.leading)) > 0)
 
 
 def causal_last(query_length: int | KerasTensor, key_length: int | KerasTensor) -> KerasTensor:

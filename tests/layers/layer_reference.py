@@ -53,16 +53,46 @@ def rotate(x: np.ndarray, base: float) -> np.ndarray:
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-def attention(layer, query, context=None, context_mask=None, causal=False) -> tuple[np.ndarray, np.ndarray]:
+def turned(layer, x: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
+    """Rotary positions as the layer's options say; leading tokens without a position stay as they are."""
+    skip, base = layer.num_unrotated_tokens, layer.rotary_base
+    placed = x[:, skip:]
+    if layer.rotary == "2d":
+        rows, columns = layer.grid if grid is None else grid
+        cells = placed.reshape(-1, rows, columns, *x.shape[2:])
+        half = x.shape[-1] // 2
+        by_row = [rotate(cells[:, :, column, :, :half], base) for column in range(columns)]
+        by_column = [rotate(cells[:, row, :, :, half:], base) for row in range(rows)]
+        placed = np.concatenate([np.stack(by_row, axis=2), np.stack(by_column, axis=1)], axis=-1).reshape(placed.shape)
+    else:
+        placed = rotate(placed, base)
+    return np.concatenate([x[:, :skip], placed], axis=1)
+
+
+def allowed_keys(layer, batch, rows, length, itself, context_mask, causal, prefix_length) -> np.ndarray:
+    """What each query may see: ``bool[B, T, S]``."""
+    allowed = np.ones((batch, rows, length), bool)
+    if causal:
+        allowed &= np.tri(rows, length, length - rows, dtype=bool)
+        if prefix_length is not None:
+            allowed |= np.arange(length) < np.reshape(prefix_length, (-1, 1, 1))
+    if layer.kernel == "local" and itself:
+        t, s = np.arange(rows)[:, None], np.arange(length)
+        window, leading = layer.window or 128, layer.num_global_tokens
+        allowed &= (np.abs(t - s) <= window) | (s < leading) | (t < leading)
+    if context_mask is not None:
+        allowed &= context_mask[:, None] if context_mask.ndim == 2 else context_mask
+    return allowed
+
+
+def attention(
+    layer, query, context=None, context_mask=None, causal=False, prefix_length=None, grid=None
+) -> tuple[np.ndarray, np.ndarray]:
     """Output and scores of an `Attention`, head by head."""
     itself = context is None
     context = query if itself else context
     (batch, rows, _), length = query.shape, context.shape[1]
-    allowed = np.ones((batch, rows, length), bool)
-    if context_mask is not None:
-        allowed &= context_mask[:, None] if context_mask.ndim == 2 else context_mask
-    if causal:
-        allowed &= np.tri(rows, length, length - rows, dtype=bool)
+    allowed = allowed_keys(layer, batch, rows, length, itself, context_mask, causal, prefix_length)
     q, k, v = (
         dense(projection, x.astype("float64")).reshape(batch, x.shape[1], heads, -1)
         for projection, x, heads in (
@@ -74,11 +104,19 @@ def attention(layer, query, context=None, context_mask=None, causal=False) -> tu
     if layer.query_key_norm:
         q, k = rms_norm(layer.query_norm, q), rms_norm(layer.key_norm, k)
     if layer.rotary and itself:
-        q, k = rotate(q, layer.rotary_base), rotate(k, layer.rotary_base)
+        q, k = turned(layer, q, grid), turned(layer, k, grid)
     group = layer.num_heads // layer.num_key_value_heads
     outputs, scores = [], []
     for head in range(layer.num_heads):
-        weights = softmax(q[:, :, head] @ k[:, :, head // group].swapaxes(1, 2) / np.sqrt(q.shape[-1]), allowed)
+        one, other = q[:, :, head], k[:, :, head // group]
+        if layer.kernel == "linear":
+            one, other = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (one, other))
+            weights = np.where(allowed, one @ other.swapaxes(1, 2), 0.0)
+            weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
+        else:
+            logits = one @ other.swapaxes(1, 2) / np.sqrt(q.shape[-1])
+            logits = logits if layer.logit_cap is None else layer.logit_cap * np.tanh(logits / layer.logit_cap)
+            weights = softmax(logits, allowed)
         scores.append(weights)
         outputs.append(weights @ v[:, :, head // group])
     output = dense(layer.output_projection, np.concatenate(outputs, axis=-1))

@@ -222,7 +222,7 @@ def test_wrong_input_is_told_in_one_line(arguments, message):
 @pytest.mark.parametrize(("options", "message"), [
     ({"num_heads": 0}, "impossible head counts"),
     ({"num_heads": 4, "num_key_value_heads": 3}, "found 4 and 3"),
-    ({"num_heads": 2, "kernel": "fast"}, "expected exact or chunked, found 'fast'"),
+    ({"num_heads": 2, "kernel": "fast"}, "expected exact or chunked or local or linear, found 'fast'"),
     ({"num_heads": 2, "chunk_size": 0}, "impossible chunk_size"),
     ({"num_heads": 2, "head_dim": 0}, "impossible head_dim"),
     ({"num_heads": 2, "dropout": 1.0}, "impossible dropout"),
@@ -235,7 +235,7 @@ def test_impossible_options_are_refused(options, message):
 
 @pytest.mark.parametrize(("options", "shape", "message"), [
     ({"num_heads": 5}, (None, None, D), "the heads do not divide the width .*divides 12"),
-    ({"num_heads": 4, "rotary": True}, (None, None, D), "even head width"),
+    ({"num_heads": 4, "rotary": True}, (None, None, D), "fit the head width .*an even one"),
     ({"num_heads": 2}, (None, None, None), "known width"),
     ({"num_heads": 2}, (None, D), "query is no stream"),
 ])  # fmt: skip

@@ -7,11 +7,17 @@ from typing import Any
 from keras import KerasTensor, ops
 
 from mmfusion.layers.kernels.exact import MASKED
+from mmfusion.layers.kernels.soft_cap import soft_cap
 from mmfusion.layers.masks import AttentionMask, both, length_of
 
 
 def chunked_attention(
-    query: KerasTensor, key: KerasTensor, value: KerasTensor, mask: AttentionMask | None = None, chunk_size: int = 512
+    query: KerasTensor,
+    key: KerasTensor,
+    value: KerasTensor,
+    mask: AttentionMask | None = None,
+    chunk_size: int = 512,
+    logit_cap: float | None = None,
 ) -> KerasTensor:
     """Exact attention over keys in chunks, with a running maximum and sum; the gradient recomputes the weights.
 
@@ -21,6 +27,7 @@ def chunked_attention(
         value: ``float[B, H, S, d]``.
         mask: Which keys a query may attend to, made chunk by chunk. Default: all.
         chunk_size: Keys at a time, C. Memory is ``O((T + S) · d + T · C)``, forward and backward. Default 512.
+        logit_cap: See `soft_cap`. Default: none.
 
     Returns:
         ``float[B, H, T, d]``; zeros for a query without any key.
@@ -44,7 +51,7 @@ def chunked_attention(
         return ops.slice(x, [0, 0, index * size, 0], [shape[0], shape[1], size, shape[3]])
 
     def logits_of(q: KerasTensor, k: KerasTensor, index: KerasTensor) -> KerasTensor:
-        logits = ops.cast(ops.matmul(q * scale, ops.swapaxes(chunk(k, index), -1, -2)), "float32")
+        logits = soft_cap(ops.cast(ops.matmul(q * scale, ops.swapaxes(chunk(k, index), -1, -2)), "float32"), logit_cap)
         places = ops.arange(size, dtype="int32") + index * size
         allowed = None if mask is None else mask.allowed(places)
         if padded:
@@ -88,6 +95,9 @@ def chunked_attention(
                 values = ops.cast(chunk(v, index), "float32")
                 keys = ops.cast(chunk(k, index), "float32")
                 d_weights = weights * (ops.matmul(grad, ops.swapaxes(values, -1, -2)) - delta) * scale
+                if logit_cap is not None:
+                    # Of cap · tanh(x / cap) the derivative is 1 - tanh², from what the cap gave; masked logits have no weight.
+                    d_weights = d_weights * (1.0 - ops.square(ops.clip(logits / logit_cap, -1.0, 1.0)))
                 start = [0, 0, index * size, 0]
                 part_k = ops.matmul(ops.swapaxes(d_weights, -1, -2), ops.cast(q, "float32"))
                 part_v = ops.matmul(ops.swapaxes(weights, -1, -2), grad)
