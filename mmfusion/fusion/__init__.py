@@ -1,10 +1,13 @@
 """Ways to join text tokens and image tokens, one file each, all with one call contract."""
 
+from mmfusion.fusion.bottleneck_fusion import BottleneckFusion
+from mmfusion.fusion.co_fusion import CoFusion
 from mmfusion.fusion.cost import Cost
 from mmfusion.fusion.cross_fusion import CrossFusion
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.gated_fusion import GatedFusion
 from mmfusion.fusion.late_fusion import LateFusion
+from mmfusion.fusion.merged_fusion import MergedFusion
 from mmfusion.fusion.qformer_fusion import QFormerFusion
 from mmfusion.fusion.resampler_fusion import ResamplerFusion
 
@@ -12,6 +15,9 @@ from mmfusion.fusion.resampler_fusion import ResamplerFusion
 STYLES: dict[str, type[Fusion]] = {
     "late": LateFusion,
     "cross": CrossFusion,
+    "co": CoFusion,
+    "merged": MergedFusion,
+    "bottleneck": BottleneckFusion,
     "gated": GatedFusion,
     "qformer": QFormerFusion,
     "resampler": ResamplerFusion,
@@ -19,6 +25,8 @@ STYLES: dict[str, type[Fusion]] = {
 
 __all__ = [
     "STYLES",
+    "BottleneckFusion",
+    "CoFusion",
     "Cost",
     "CrossFusion",
     "Fusion",
@@ -26,6 +34,7 @@ __all__ = [
     "FusionOutput",
     "GatedFusion",
     "LateFusion",
+    "MergedFusion",
     "QFormerFusion",
     "ResamplerFusion",
 ]

@@ -50,22 +50,27 @@ def attention_cost(
     *,
     context_dim: int | None = None,
     num_heads: int,
+    num_key_value_heads: int | None = None,
     kernel: str = "exact",
     attention_dim: int | None = None,
+    output_dim: int | None = None,
 ) -> Cost:
     """Attention of N queries over S keys, its four projections included.
 
-    ``2·(N·D·A + 2·S·Dc·A + 2·N·S·A + N·A·D)`` operations with A = heads · width of a head; queries, keys, values, inputs and
-    (for the exact kernel) ``heads·N·S`` weights are kept.
+    ``2·(N·D·A + 2·S·Dc·A·g + 2·N·S·A + N·A·Do)`` operations with A = heads · width of a head and g = key and value heads over
+    heads; queries, keys, values, inputs and (for the exact kernel) ``heads·N·S`` weights are kept.
 
     Args:
         queries: N.
         keys: S.
-        dim: Width of the queries and of the output, D.
-        context_dim: Width of the context, Dc; None is self-attention.
+        dim: Width of the queries, D.
+        context_dim: Width of the context, Dc; None is self-attention, over the queries and, where S is more than N, what stands
+            before them.
         num_heads: Heads.
+        num_key_value_heads: Heads of keys and values. Default: as many as heads.
         kernel: See `mmfusion.layers.Attention`: ``"exact"`` keeps the weights, the others do not.
         attention_dim: A. Default D.
+        output_dim: Do. Default D.
 
     Example:
         >>> attention_cost(2, 3, 4, context_dim=4, num_heads=2)
@@ -73,9 +78,11 @@ def attention_cost(
     """
     inner = dim if attention_dim is None else attention_dim
     context = dim if context_dim is None else context_dim
-    flops = 2 * (queries * dim * inner + 2 * keys * context * inner + 2 * queries * keys * inner + queries * inner * dim)
-    inputs = queries * dim + (0 if context_dim is None else keys * context)
-    kept = inputs + 2 * queries * inner + 2 * keys * inner
+    grouped = inner * (num_heads if num_key_value_heads is None else num_key_value_heads) // num_heads
+    output = dim if output_dim is None else output_dim
+    flops = 2 * (queries * dim * inner + 2 * keys * context * grouped + 2 * queries * keys * inner + queries * inner * output)
+    inputs = max(queries, keys) * dim if context_dim is None else queries * dim + keys * context
+    kept = inputs + 2 * queries * inner + 2 * keys * grouped
     return Cost(flops, kept + (num_heads * queries * keys if kernel == "exact" else 0))
 
 
@@ -97,18 +104,32 @@ def block_cost(
     num_heads: int,
     mlp_ratio: float = 4.0,
     kernel: str = "exact",
+    self_attention: bool = True,
+    prefix: int = 0,
     context: int | None = None,
     context_dim: int | None = None,
 ) -> Cost:
-    """A `mmfusion.layers.TransformerBlock` over N tokens, with cross-attention to `context` tokens where given.
+    """A `mmfusion.layers.TransformerBlock` over N tokens.
+
+    Args:
+        tokens: N.
+        dim: Width of the tokens.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the feed-forward part over `dim`; 0 has no such part. Default 4.
+        kernel: See `mmfusion.layers.Attention`. Default ``"exact"``.
+        self_attention: Whether the tokens attend to themselves. Default True.
+        prefix: Tokens before them that they attend to as well. Default 0.
+        context: Tokens of the context, S; None has no cross-attention.
+        context_dim: Width of the context. Default `dim`.
 
     Example:
         >>> block_cost(2, 4, num_heads=1, mlp_ratio=1.0)
         Cost(flops=448, memory=60)
     """
-    cost = attention_cost(tokens, tokens, dim, num_heads=num_heads, kernel=kernel) + feed_forward_cost(tokens, dim, mlp_ratio)
-    if context is None:
-        return cost
-    return cost + attention_cost(
-        tokens, context, dim, context_dim=dim if context_dim is None else context_dim, num_heads=num_heads, kernel=kernel
-    )
+    cost = Cost()
+    if self_attention:
+        cost += attention_cost(tokens, prefix + tokens, dim, num_heads=num_heads, kernel=kernel)
+    if context is not None:
+        context_dim = dim if context_dim is None else context_dim
+        cost += attention_cost(tokens, context, dim, context_dim=context_dim, num_heads=num_heads, kernel=kernel)
+    return cost + feed_forward_cost(tokens, dim, mlp_ratio) if mlp_ratio else cost

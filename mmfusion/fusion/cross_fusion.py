@@ -1,4 +1,4 @@
-"""Cross fusion: text tokens query image tokens."""
+"""Cross fusion: tokens of one stream query those of the other."""
 
 from __future__ import annotations
 
@@ -8,48 +8,66 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.cost import Cost, block_cost
+from mmfusion.errors import ConfigError
+from mmfusion.fusion.cost import Cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
+from mmfusion.fusion.scores import renormalized
+from mmfusion.layers import BlockOutput
+
+DIRECTIONS = ("text", "image", "both")
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class CrossFusion(Fusion):
-    """Text queries image: a stack of blocks with self-attention over text and cross-attention into the image.
+    """A stack of blocks with self-attention over one stream and cross-attention into the other.
 
-    Each of the ``depth`` layers computes, with pre-normalisation,
-    ``x += SelfAttention(x); x += CrossAttention(x, image); x += FeedForward(x)``.
+    Each of the ``depth`` layers computes
+    ``x += SelfAttention(Norm(x)); x += CrossAttention(Norm(x), other); x += FeedForward(Norm(x))``, for the stream that
+    `direction` says. With ``"both"`` the two look at each other as the layer before left them (normalised, where normalisation
+    comes first); with causal reading the image then does not look at the text, since it would carry later words to earlier ones.
+    With ``"image"`` the text comes out as it went in, so nothing that reads fused text can use it: it is for what reads
+    the image, such as finding what a phrase names.
 
-    Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
+    Cost of a pass with T text tokens, P image tokens, widths D and Di, for ``"text"``:
     ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(6 + r) + P·D))`` numbers kept for
-    the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. `cost` says them for given sizes.
+    the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged, for
+    ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs `FusionOutput.image`
+    alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.
         image_dim: Width of the image tokens, Di. Default D.
-        depth: Number of layers. Default 2.
-        num_heads: Attention heads. Default 4.
-        mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
+        depth: Number of layers, L. Default 2.
+        num_heads: Attention heads, H. Default 4.
+        mlp_ratio: Hidden width of the feed-forward parts over that of their tokens, r. Default 4.
         dropout: Rate after attention and feed-forward. Default 0.
         attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches of the last layer, growing linearly from 0. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        direction: Who queries whom: ``"text"`` queries the image, ``"image"`` queries the text, or ``"both"``.
+            Default ``"text"``.
+        norm_first: Whether normalisation comes before each branch, and once at the end; False is after each sum, as in BERT.
+            Default True.
+        norm_epsilon: Of the normalisations. Default 1e-6.
 
     Call arguments:
         text: ``float[B, T, D]``.
         image: ``float[B, P, Di]``; may be None when a cache is given.
         text_mask: ``bool[B, T]``, ``True`` = real token; with a cache over its L places, ``bool[B, L]``.
         image_mask: ``bool[B, P]``, ``True`` = real patch.
-        causal: Whether a text token sees only the text up to itself. The image is seen whole.
+        causal: Whether a text token sees only the text up to itself. The image is seen whole. Not for ``"image"``.
         cache: A `FusionCache` from `init_cache`, for step by step decoding.
         return_scores: Whether to return the attention from text to image.
         training: Whether dropout is active.
 
     Returns:
-        `FusionOutput`; the image tokens pass unchanged.
+        `FusionOutput`; the image tokens pass unchanged with ``"text"``. Scores with ``"image"`` are the share of a text token's
+        attention received that comes from each patch.
 
     Raises:
-        ConfigError: If a cache is given and `causal` is not.
+        ConfigError: If an argument is impossible, a cache is given and `causal` is not, ``"image"`` is to be causal, or rank,
+            width or dtype of a stream or mask is wrong.
 
     Example:
         >>> import numpy as np
@@ -77,6 +95,9 @@ class CrossFusion(Fusion):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         kernel: str = "exact",
+        direction: str = "text",
+        norm_first: bool = True,
+        norm_epsilon: float = 1e-6,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -92,14 +113,50 @@ class CrossFusion(Fusion):
             kernel=kernel,
             **kwargs,
         )
-        self.blocks = [self.make_block(f"block_{index}", index, cross_attention=True) for index in range(depth)]
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
+        self.direction = direction
+        self.norm_first = norm_first
+        self.norm_epsilon = norm_epsilon
+        if direction not in DIRECTIONS:
+            raise ConfigError("unknown direction", where=self.name, expected=" or ".join(DIRECTIONS), found=repr(direction))
+        options: dict[str, Any] = {
+            "cross_attention": True,
+            # In the one-sided directions the context is an encoder's output, normalised already.
+            "context_norm": norm_first and direction == "both",
+            "norm_first": norm_first,
+            "norm_epsilon": norm_epsilon,
+        }
+        self.blocks, self.image_blocks = [], []
+        self.norm: Any = None
+        self.image_norm: Any = None
+        if direction != "image":
+            self.blocks = [self.make_block(f"block_{index}", index, **options) for index in range(depth)]
+            self.norm = self.make_norm("norm", norm_epsilon) if norm_first else None
+        if direction != "text":
+            self.check_heads(self.image_dim)
+            self.image_blocks = [self.make_block(f"image_block_{index}", index, **options) for index in range(depth)]
+            self.image_norm = self.make_norm("image_norm", norm_epsilon) if norm_first else None
+
+    @property
+    def supports_causal(self) -> bool:
+        """Whether the text can be read left to right: not where the image alone asks."""
+        return self.direction != "image"
+
+    @property
+    def informs_text(self) -> bool:
+        """Whether the text comes out informed by the image: not where the image alone asks."""
+        return self.direction != "image"
 
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds all layers; the widths are known from the constructor."""
-        for block in self.blocks:
-            block.build((None, None, self.dim), context_shape=(None, None, self.image_dim))
-        self.norm.build((None, None, self.dim))
+        text_shape, image_shape = (None, None, self.dim), (None, None, self.image_dim)
+        for blocks, norm, shape, context_shape in (
+            (self.blocks, self.norm, text_shape, image_shape),
+            (self.image_blocks, self.image_norm, image_shape, text_shape),
+        ):
+            for block in blocks:
+                block.build(shape, context_shape)
+            if norm is not None:
+                norm.build(shape)
         self.built = True
 
     def init_cache(
@@ -109,10 +166,15 @@ class CrossFusion(Fusion):
         image: KerasTensor,
         image_mask: KerasTensor | None = None,
     ) -> FusionCache:
-        """Prepares decoding: empty room for the text, and the image's keys and values computed once."""
-        return FusionCache(
-            tuple(block.init_cache(batch_size, max_length, context=image, context_mask=image_mask) for block in self.blocks)
-        )
+        """Prepares decoding: empty room for the text, and the image's keys and values of each layer computed once."""
+        self.check_causal()
+        image, image_mask = self.checked_image(image, image_mask)
+        caches = []
+        for index, block in enumerate(self.blocks):
+            caches.append(block.init_cache(batch_size, max_length, context=image, context_mask=image_mask))
+            if self.image_blocks and index + 1 < self.depth:
+                image = self.image_blocks[index](image, mask=image_mask, use_context=False, training=False)
+        return FusionCache(tuple(caches))
 
     def call(
         self,
@@ -128,39 +190,57 @@ class CrossFusion(Fusion):
         """Joins the two streams; see the class."""
         text, image, text_mask, image_mask = self.checked(text, image, text_mask, image_mask, causal, cache)
         scores, caches = [], []
-        for index, block in enumerate(self.blocks):
-            block_cache = None if cache is None else cache.layers[index]
-            result = block(
-                text,
-                mask=text_mask,
-                context=image,
-                context_mask=image_mask,
-                causal=causal,
-                cache=block_cache,
-                return_scores=return_scores,
-                training=training,
-            )
-            if cache is None and not return_scores:
-                text = result
-                continue
-            text = result.tokens
-            scores.append(result.cross_scores)
-            caches.append(result.cache)
+        for index in range(self.depth):
+            text_before = text
+            if self.blocks:
+                result = self.blocks[index](
+                    text,
+                    mask=text_mask,
+                    context=image,
+                    context_mask=image_mask,
+                    causal=causal,
+                    cache=None if cache is None else cache.layers[index],
+                    return_scores=return_scores,
+                    training=training,
+                )
+                text = result.tokens if isinstance(result, BlockOutput) else result
+                if return_scores:
+                    scores.append(result.cross_scores)
+                if cache is not None:
+                    caches.append(result.cache)
+            if self.image_blocks and cache is None:
+                asked = return_scores and not self.blocks
+                result = self.image_blocks[index](
+                    image,
+                    mask=image_mask,
+                    context=None if causal else text_before,
+                    context_mask=None if causal else text_mask,
+                    use_context=not causal,
+                    return_scores=asked,
+                    training=training,
+                )
+                image = result.tokens if asked else result
+                if asked:
+                    scores.append(renormalized(ops.swapaxes(_of_real(result.cross_scores, image_mask), 2, 3)))
         return FusionOutput(
-            text=self.norm(text),
-            image=image,
+            text=text if self.norm is None else self.norm(text),
+            image=image if self.image_norm is None or image is None else self.image_norm(image),
             scores=ops.stack(scores, axis=1) if return_scores else None,
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
-        return self.depth * block_cost(
-            text_length,
-            self.dim,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            kernel=self.kernel,
-            context=image_length,
-            context_dim=self.image_dim,
-        )
+        text = self.cost_of_block(text_length, context=image_length, context_dim=self.image_dim)
+        image = self.cost_of_block(image_length, self.image_dim, context=text_length, context_dim=self.dim)
+        return self.depth * {"text": text, "image": image, "both": text + image}[self.direction]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        own = ("direction", "norm_first", "norm_epsilon")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+
+
+def _of_real(scores: KerasTensor, mask: KerasTensor | None) -> KerasTensor:
+    # What padded patches ask for is nobody's attention.
+    return scores if mask is None else ops.where(mask[:, None, :, None], scores, ops.zeros_like(scores))

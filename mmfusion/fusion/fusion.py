@@ -8,7 +8,7 @@ import keras
 from keras import KerasTensor
 
 from mmfusion.errors import ConfigError
-from mmfusion.fusion.cost import Cost
+from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.layers import TransformerBlock
 from mmfusion.layers.checks import check_rate, check_tokens, checked_mask
 from mmfusion.layers.masks import without_masked
@@ -199,6 +199,21 @@ class Fusion(keras.layers.Layer):
         }
         return TransformerBlock(**{**common, **options}, dtype=self.dtype_policy, name=name)
 
+    def cost_of_block(self, tokens: int, width: int | None = None, **options: Any) -> Cost:
+        """What a block that `make_block` makes costs.
+
+        Args:
+            tokens: Its tokens.
+            width: Their width. Default D.
+            **options: Further arguments of `mmfusion.fusion.cost.block_cost`, which count before the common ones.
+        """
+        common = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "kernel": self.kernel}
+        return block_cost(tokens, self.dim if width is None else width, **{**common, **options})
+
+    def make_norm(self, name: str, epsilon: float = 1e-6) -> keras.layers.LayerNormalization:
+        """A normalisation of the tokens."""
+        return keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.dtype_policy, name=name)
+
     def stochastic_depth_at(self, index: int) -> float:
         """The rate of layer `index`: linear from 0 at the first to `stochastic_depth` at the last."""
         return self.stochastic_depth * index / max(self.depth - 1, 1)
@@ -213,6 +228,11 @@ class Fusion(keras.layers.Layer):
                 found=self.num_heads,
             )
 
+    def check_causal(self) -> None:
+        """Refuses what only a fusion that can be causal does."""
+        if not self.supports_causal:
+            raise ConfigError("this fusion cannot be causal", where=self.name, fix="choose another style")
+
     def checked(
         self,
         text: KerasTensor,
@@ -223,8 +243,8 @@ class Fusion(keras.layers.Layer):
         cache: FusionCache | None,
     ) -> Streams:
         """The inputs of a call with zeros behind their masks; refuses what does not fit. Every style's call starts here."""
-        if causal and not self.supports_causal:
-            raise ConfigError("this fusion cannot be causal", where=self.name, fix="choose another style")
+        if causal:
+            self.check_causal()
         check_tokens(text, "text", self.name, self.dim)
         if cache is not None:
             if not causal:

@@ -225,6 +225,12 @@ class TransformerBlock(keras.layers.Layer):
         tokens = without_masked(tokens, mask)
         return self.attention.project_context(self.attention_norm(tokens) if self.norm_first else tokens, mask)
 
+    def prefix_scores(self, tokens: KerasTensor, prefix: ContextCache) -> KerasTensor:
+        """How much each of ``float[B, N, D]`` tokens would attend to each of M others: ``float32[B, H, N, M]``."""
+        self._check_prefix()
+        tokens = self.attention_norm(tokens) if self.norm_first else tokens
+        return self.attention(tokens, cache=prefix, return_scores=True, training=False).scores
+
     def call(
         self,
         tokens: KerasTensor,
