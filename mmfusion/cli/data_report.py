@@ -48,13 +48,16 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     from rich.console import Console
 
     from mmfusion.config import load_recipe, recipe_from_dict
+    from mmfusion.config.data_config import MOST_FRAMES
     from mmfusion.data import check_source, open_source
 
     if source.endswith((".yaml", ".yml")):
         recipe = load_recipe(source, overrides)
     else:
         recipe = recipe_from_dict(
-            {"name": "check", "data": {**source_settings(source), "validation_share": 0}}, where="the command line"
+            # Room for all pictures of a row, however many they are.
+            {"name": "check", "data": {**source_settings(source), "validation_share": 0, "frames": MOST_FRAMES}},
+            where="the command line",
         )
     console = Console(stderr=True)
     with console.status("reading everything once") as status:

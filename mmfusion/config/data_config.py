@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from mmfusion.config.section import Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+#: Of an example.
+MOST_FRAMES = 1024
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -45,6 +47,12 @@ class DataConfig(Section):
     )
     image_size: Pixels | tuple[Pixels, Pixels] = Field(224, description="Side of the square, or height and width, in pixels.")
     resize: Literal["squash", "crop", "pad"] = Field("squash", description="How other shapes become that size.")
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES)] = Field(
+        1, description="Pictures an example holds: frames of a clip (an animated GIF), or several images; 1 takes a first frame."
+    )
+    frame_sampling: Literal["uniform", "start"] = Field(
+        "uniform", description="Which frames of a longer clip: spread from first to last, or the first ones."
+    )
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")
     std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="Divides what is left.")
     augment: AugmentConfig = AugmentConfig()

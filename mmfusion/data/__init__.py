@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from mmfusion.data.augmentation import Augmentation
     from mmfusion.data.builtin import LANGUAGES, read_builtin
     from mmfusion.data.check import SourceReport, check_source
+    from mmfusion.data.clip_transform import Clip, ClipTransform
     from mmfusion.data.csv_table import read_csv
     from mmfusion.data.decoding import decode_image
     from mmfusion.data.evaluation_pipeline import build_eval_images, build_eval_texts
     from mmfusion.data.example import BadRow, Example, ImageReference
     from mmfusion.data.folder import read_folder
+    from mmfusion.data.frames import decode_frames, frame_places
     from mmfusion.data.image_loader import ImageLoader
     from mmfusion.data.image_transform import ImageTransform
     from mmfusion.data.jsonl import read_jsonl
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Augmentation": "augmentation",
     "BadRow": "example",
+    "Clip": "clip_transform",
+    "ClipTransform": "clip_transform",
     "Example": "example",
     "ImageLoader": "image_loader",
     "ImageReference": "example",
@@ -44,7 +48,9 @@ _HOMES = {
     "build_eval_texts": "evaluation_pipeline",
     "build_train_dataset": "pipeline",
     "check_source": "check",
+    "decode_frames": "frames",
     "decode_image": "decoding",
+    "frame_places": "frames",
     "open_source": "opening",
     "read_builtin": "builtin",
     "read_csv": "csv_table",
@@ -63,6 +69,8 @@ __all__ = [
     "SOURCES",
     "Augmentation",
     "BadRow",
+    "Clip",
+    "ClipTransform",
     "Example",
     "ImageLoader",
     "ImageReference",
@@ -74,7 +82,9 @@ __all__ = [
     "build_eval_texts",
     "build_train_dataset",
     "check_source",
+    "decode_frames",
     "decode_image",
+    "frame_places",
     "open_source",
     "read_builtin",
     "read_csv",

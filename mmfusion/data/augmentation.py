@@ -29,11 +29,12 @@ class Augmentation:
             from ``[1 - color, 1 + color]``. Default 0.
 
     Call arguments:
-        image: ``uint8`` or ``float32[H, W, 3]`` in [0, 255].
+        image: ``uint8`` or ``float32[H, W, 3]`` in [0, 255]; or a clip ``[F, H, W, 3]``, whose frames all change alike.
         seed: ``int64[2]``.
+        mask: ``bool[F]`` of a clip, ``True`` = real frame; the others take no part in its mean colour. Default all.
 
     Returns:
-        ``float32[H, W, 3]`` in [0, 255].
+        ``float32``, of the same shape, in [0, 255].
 
     Raises:
         ConfigError: If a range is impossible.
@@ -89,7 +90,7 @@ class Augmentation:
     def _crops(self) -> bool:
         return self.crop_scale != (1.0, 1.0)
 
-    def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def __call__(self, image: tf.Tensor, seed: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Changes a picture; see the class."""
         image = tf.convert_to_tensor(image)
         if self.is_identity:
@@ -100,32 +101,32 @@ class Augmentation:
         elif self.flip:
             image = self._flipped(image, numbers)
         image = tf.cast(image, tf.float32)
-        return self._jittered(image, numbers) if self.color else image
+        return self._jittered(image, numbers, mask) if self.color else image
 
     def _cropped(self, image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        sides = tf.cast(tf.shape(image)[:2], tf.float32)
+        sides = tf.cast(tf.shape(image)[-3:-1], tf.float32)
         area = _between(numbers[0], *self.crop_scale)
         ratio = tf.exp(_between(numbers[1], math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])))
         share = tf.minimum(tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)]), 1.0)
         inner = tf.maximum(tf.round(sides * share), 1.0)
         start = tf.cast(tf.floor(numbers[2:4] * (sides - inner + 1.0)), tf.int32)
         end = start + tf.cast(inner, tf.int32)
-        part = image[start[0] : end[0], start[1] : end[1]]
+        part = image[..., start[0] : end[0], start[1] : end[1], :]
         if self.flip:
             part = self._flipped(part, numbers)
         # A crop is never larger than the picture: nothing is scaled down, so plain bilinear sampling is enough.
-        return tf.ensure_shape(tf.image.resize(part, tf.shape(image)[:2], "bilinear"), image.shape)
+        return tf.ensure_shape(tf.image.resize(part, tf.shape(image)[-3:-1], "bilinear"), image.shape)
 
     def _flipped(self, image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        return tf.cond(numbers[4] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+        return tf.cond(numbers[4] < 0.5, lambda: tf.reverse(image, [-2]), lambda: image)
 
-    def _jittered(self, image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    def _jittered(self, image: tf.Tensor, numbers: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         brightness, contrast, saturation = tf.unstack(_between(numbers[5:8], 1.0 - self.color, 1.0 + self.color))
         # All three are linear in the colour: mean + contrast (pixel - mean), grey + saturation (pixel - grey), in which
         # the grey of the mean colour is unchanged. One product of matrices does them together.
         luma = tf.tile(tf.constant(_LUMA)[:, None], [1, 3])
         matrix = brightness * contrast * (saturation * tf.eye(3) + (1.0 - saturation) * luma)
-        offset = brightness * (1.0 - contrast) * tf.reduce_mean(image)
+        offset = brightness * (1.0 - contrast) * tf.reduce_mean(image if mask is None else tf.boolean_mask(image, mask))
         shape = tf.shape(image)
         pixels = tf.reshape(image, [-1, 3]) @ matrix
         return tf.ensure_shape(tf.clip_by_value(tf.reshape(pixels, shape) + offset, 0.0, 255.0), image.shape)

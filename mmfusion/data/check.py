@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mmfusion.data.decoding import decode_image
 from mmfusion.data.example import BadRow, Example
+from mmfusion.data.frames import decode_frames
 from mmfusion.data.image_loader import bad_image_reason
 from mmfusion.data.source import Source
 from mmfusion.errors import DataError
@@ -46,6 +47,7 @@ class SplitReport:
         bad_images: Number of pictures that cannot be decoded.
         sizes: How often each (height, width) occurs.
         words: Number of words of each caption, by white space.
+        frames: How often each number of pictures in a row occurs: frames of a moving picture, or files.
     """
 
     images: int = 0
@@ -53,6 +55,7 @@ class SplitReport:
     bad_images: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     words: list[int] = field(default_factory=list)
+    frames: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass
@@ -93,6 +96,8 @@ class SourceReport:
         table.add_row("words a caption: median (5 % – 95 %)", *(_quantiles(report.words) for report in reports))
         table.add_row("sizes, most common", *("\n".join(_common(report.sizes)) for report in reports))
         table.add_row("smallest and largest side", *(_sides(report.sizes) for report in reports))
+        if any(count > 1 for report in reports for count in report.frames):
+            table.add_row("frames, or pictures a row", *("\n".join(_ranges(report.frames)) for report in reports))
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +110,7 @@ class SourceReport:
                     "captions": report.captions,
                     "bad_images": report.bad_images,
                     "sizes": {f"{height}x{width}": count for (height, width), count in report.sizes.most_common()},
+                    "frames": {str(count): rows for count, rows in sorted(report.frames.items())},
                     "words": {str(words): count for words, count in sorted(Counter(report.words).items())},
                 }
                 for name, report in self.splits.items()
@@ -157,7 +163,7 @@ def check_source(
     duplicates: list[Duplicate] = []
     with ThreadPoolExecutor(threads) as pool:
         looked = pool.map(lambda row: _look(row[1], decode), rows)
-        for done, ((split, example), (digest, size, reason)) in enumerate(zip(rows, looked, strict=True), start=1):
+        for done, ((split, example), (digest, size, frames, reason)) in enumerate(zip(rows, looked, strict=True), start=1):
             report = splits[split]
             report.images += 1
             report.captions += len(example.captions)
@@ -170,6 +176,7 @@ def check_source(
                 bad_rows.append(BadRow(example.name, reason))
             if size is not None:
                 report.sizes[size] += 1
+                report.frames[frames] += 1
             if digest is not None:
                 pictures.setdefault(digest, []).append((split, example))
             if progress is not None:
@@ -182,21 +189,33 @@ def check_source(
     return SourceReport(source.name, splits, bad_rows, duplicates, shared)
 
 
-def _look(example: Example, decode: bool) -> tuple[bytes | None, tuple[int, int] | None, str | None]:
-    """Digest, size and fault of a picture."""
+def _look(example: Example, decode: bool) -> tuple[bytes | None, tuple[int, int] | None, int, str | None]:
+    """Digest, size of the first picture, number of pictures, and fault of a row."""
     try:
-        content = example.image.read()
+        contents = [image.read() for image in example.images]
     except DataError as error:
-        return None, None, str(error)
-    digest = hashlib.blake2b(content, digest_size=16).digest() if content else None
+        return None, None, 0, str(error)
+    # Of several pictures, their lengths too: the bytes alone do not say where one ends.
+    mark = b"".join(contents) if len(contents) == 1 else b"".join(len(one).to_bytes(8, "big") + one for one in contents)
+    digest = hashlib.blake2b(mark, digest_size=16).digest() if mark else None
     if not decode:
-        return digest, None, None
+        return digest, None, 0, None
     try:
         with tf.device("CPU:0"):
-            height, width, _ = decode_image(tf.constant(content)).shape
+            pictures = [_decoded(content) for content in contents]
     except (tf.errors.OpError, MemoryError) as error:
-        return digest, None, bad_image_reason(example.image, error)
-    return digest, (height, width), None
+        return digest, None, 0, bad_image_reason(example, error)
+    frames = sum(picture.shape[0] for picture in pictures)
+    if len(pictures) > 1 and frames > len(pictures):
+        return digest, None, 0, f"{len(pictures)} files with {frames} frames: expected still pictures, or one that moves"
+    _, height, width, _ = pictures[0].shape
+    return digest, (height, width), frames, None
+
+
+def _decoded(content: bytes) -> tf.Tensor:
+    """All frames; of an animated WebP the first, which is all that a still picture needs."""
+    picture = tf.constant(content)
+    return decode_frames(picture) if content.startswith(b"GIF") else decode_image(picture)[None]
 
 
 def _quantiles(words: Sequence[int]) -> str:
@@ -209,6 +228,12 @@ def _quantiles(words: Sequence[int]) -> str:
 def _common(sizes: Counter[tuple[int, int]]) -> list[str]:
     lines = [f"{height} × {width}: {count:,}" for (height, width), count in sizes.most_common(3)]
     return [*lines, f"{len(sizes) - 3:,} more"] if len(sizes) > 3 else lines or ["–"]
+
+
+def _ranges(frames: Counter[int]) -> list[str]:
+    if len(frames) > 3:
+        return [f"{min(frames)} – {max(frames)}"]
+    return [f"{count}: {rows:,}" for count, rows in sorted(frames.items())] or ["–"]
 
 
 def _sides(sizes: Counter[tuple[int, int]]) -> str:

@@ -134,15 +134,19 @@ def _apply_palette(indices: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
         return tf.gather(palette, rows)
 
 
+def is_animated_webp(content: tf.Tensor) -> tf.Tensor:
+    """Whether a file's bytes, ``string[]``, are a WebP of several frames: ``bool[]``."""
+    head = tf.strings.substr(content, 0, 64)
+    head = tf.concat([tf.io.decode_raw(head, tf.uint8), tf.zeros([64], tf.uint8)], 0)[:64]
+    extended = tf.reduce_all(head[8:16] == tf.constant(list(b"WEBPVP8X"), tf.uint8))
+    return extended & (tf.bitwise.bitwise_and(head[20], tf.constant(2, tf.uint8)) != 0)
+
+
 def _still_webp(content: tf.Tensor) -> tf.Tensor:
     """The first frame of an animated WebP as a WebP file of its own; any other WebP as it is."""
     # TensorFlow 2.21 writes past its buffer when an animation without alpha is decoded ("free(): invalid next size"),
     # which ends the process: no animation may reach its decoder.
-    head = tf.strings.substr(content, 0, 64)
-    head = tf.concat([tf.io.decode_raw(head, tf.uint8), tf.zeros([64], tf.uint8)], 0)[:64]
-    extended = tf.reduce_all(head[12:16] == tf.constant([86, 80, 56, 88], tf.uint8))  # VP8X
-    animated = extended & (tf.bitwise.bitwise_and(head[20], tf.constant(2, tf.uint8)) != 0)
-    return tf.cond(animated, lambda: _first_webp_frame(content), lambda: content)
+    return tf.cond(is_animated_webp(content), lambda: _first_webp_frame(content), lambda: content)
 
 
 def _first_webp_frame(content: tf.Tensor) -> tf.Tensor:

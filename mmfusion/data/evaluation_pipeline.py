@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from mmfusion.data.clip_transform import ClipTransform
 from mmfusion.data.image_loader import ImageLoader
 from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
@@ -13,19 +14,20 @@ from mmfusion.data.source import Source
 
 
 def build_eval_images(
-    source: Source, split: str, *, transform: ImageTransform, batch_size: int, quarantine: Quarantine
+    source: Source, split: str, *, transform: ImageTransform | ClipTransform, batch_size: int, quarantine: Quarantine
 ) -> tf.data.Dataset:
     """Every picture of a split once, in order.
 
     Args:
         source: The data.
         split: Its split; ``"all"`` is all splits.
-        transform: How pictures become pixels.
+        transform: How pictures, or clips, become pixels.
         batch_size: Pictures a batch; the last batch may be smaller, and so is one with a bad picture.
         quarantine: Where bad pictures are recorded; they are left out.
 
     Returns:
-        A dataset of ``image: float32[B, H, W, 3]`` and ``image_id: int32[B]``.
+        A dataset of ``image: float32[B, H, W, 3]`` and ``image_id: int32[B]``; of clips, ``image: float32[B, F, H, W, 3]`` and
+        ``image_mask: bool[B, F]``, ``True`` = real picture.
 
     Raises:
         DataError: If there is no such split.
@@ -44,20 +46,21 @@ def build_eval_images(
     """
     examples = source.examples(split)
     loader = ImageLoader(examples, transform, quarantine)
-    height, width = transform.size
 
-    def load(start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def load(start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = range(int(start), min(int(start) + batch_size, len(examples)))
-        loaded = [(examples[row].image_id, pixels) for row in rows if (pixels := loader.load(row)) is not None]
-        pixels = np.stack([row[1] for row in loaded]) if loaded else np.empty((0, height, width, 3), np.uint8)
-        return pixels, np.asarray([row[0] for row in loaded], np.int32)
+        loaded = [(row, pixels) for row in rows if (pixels := loader.load(row)) is not None]
+        pixels = np.stack([row[1] for row in loaded]) if loaded else np.empty((0, *transform.shape), np.uint8)
+        image_ids = np.asarray([examples[row].image_id for row, _ in loaded], np.int32)
+        return pixels, loader.masks([row for row, _ in loaded]), image_ids
 
     def load_batch(start: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, image_ids = tf.numpy_function(load, [start], (tf.uint8, tf.int32), name="load_batch")
-        return {
-            "image": transform.normalize(tf.ensure_shape(pixels, [None, height, width, 3])),
+        pixels, masks, image_ids = tf.numpy_function(load, [start], (tf.uint8, tf.bool, tf.int32), name="load_batch")
+        batch = {
+            "image": transform.normalize(tf.ensure_shape(pixels, [None, *transform.shape])),
             "image_id": tf.ensure_shape(image_ids, [None]),
         }
+        return {**batch, "image_mask": tf.ensure_shape(masks, [None, transform.frames])} if transform.frames > 1 else batch
 
     dataset = tf.data.Dataset.range(0, len(examples), batch_size)
     dataset = dataset.map(load_batch, num_parallel_calls=tf.data.AUTOTUNE)

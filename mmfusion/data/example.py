@@ -74,13 +74,14 @@ class ImageReference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture with its captions.
+    """A picture, a clip or several pictures, with captions.
 
     Attributes:
         image: Where its bytes are.
         captions: At least one caption, cleaned.
         image_id: Unique over all splits of a source; captions with one `image_id` are positives of each other.
         name: File and row, for messages: ``"captions.jsonl:12"``.
+        more_images: Further pictures of an example that has several, in their order. Default none.
 
     Example:
         >>> Example(ImageReference("a.jpg"), ("a red bus",), 0, "captions.jsonl:1").captions
@@ -91,6 +92,12 @@ class Example:
     captions: tuple[str, ...]
     image_id: int
     name: str
+    more_images: tuple[ImageReference, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageReference, ...]:
+        """All its pictures, in their order."""
+        return self.image, *self.more_images
 
 
 class BadRow(NamedTuple):

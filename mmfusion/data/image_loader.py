@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from mmfusion.data.clip_transform import ClipTransform
+from mmfusion.data.decoding import decode_image
 from mmfusion.data.example import Example, ImageReference
 from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.quarantine import Quarantine
@@ -17,7 +20,7 @@ _UNKNOWN, _GOOD, _BAD = 0, 1, 2
 
 
 class ImageLoader:
-    """Decoded and resized pictures by their row; a bad picture is recorded, never raised.
+    """Decoded and resized pictures, or clips, by their row; a bad picture is recorded, never raised.
 
     It runs in Python threads of `tf.data`, operator by operator: a traced function would wait there for the same thread
     pool that its caller keeps busy.
@@ -42,7 +45,12 @@ class ImageLoader:
     """
 
     def __init__(
-        self, examples: Sequence[Example], transform: ImageTransform, quarantine: Quarantine, *, cache: str = "none"
+        self,
+        examples: Sequence[Example],
+        transform: ImageTransform | ClipTransform,
+        quarantine: Quarantine,
+        *,
+        cache: str = "none",
     ) -> None:
         if cache not in ("memory", "none"):
             raise ConfigError("unknown cache", expected="memory or none", found=repr(cache))
@@ -50,16 +58,17 @@ class ImageLoader:
         self.transform = transform
         self.quarantine = quarantine
         self._states = np.full(len(examples), _UNKNOWN, np.uint8)
-        height, width = transform.size
-        slots = min(len(examples), _free_memory() // (2 * height * width * 3)) if cache == "memory" else 0
+        slots = min(len(examples), _free_memory() // (2 * math.prod(transform.shape))) if cache == "memory" else 0
         # Not written to before it is needed: the operating system gives each page when its first picture comes.
-        self._pixels = np.empty((slots, height, width, 3), np.uint8)
+        self._pixels = np.empty((slots, *transform.shape), np.uint8)
+        self._counts = np.zeros(len(examples), np.int32)
 
     def load(self, index: int) -> np.ndarray | None:
         """The picture of a row.
 
         Returns:
-            ``uint8[height, width, 3]``, not to be written to, or None if it is bad.
+            ``uint8[height, width, 3]`` (of clips ``uint8[F, height, width, 3]``, see `masks`), not to be written to, or None if
+            it is bad.
 
         Raises:
             DataError: If too many are bad.
@@ -71,10 +80,12 @@ class ImageLoader:
             return cached
         example = self.examples[index]
         try:
-            pixels = self._decode(example.image.read())
+            # On a machine with a GPU, single operators would go there and back.
+            with tf.device("CPU:0"):
+                pixels, self._counts[index] = self.transform.read([image.read() for image in example.images])
         except (DataError, tf.errors.OpError, MemoryError) as error:
             self._states[index] = _BAD
-            self.quarantine.record(example.name, bad_image_reason(example.image, error))
+            self.quarantine.record(example.name, bad_image_reason(example, error))
             return None
         if index < len(self._pixels):
             # Two threads may both decode a picture; both write the same, and the state only afterwards.
@@ -102,17 +113,16 @@ class ImageLoader:
             DataError("no readable image", where=self.quarantine.path, found=f"{len(self.examples)} bad ones")
         )
 
-    def _decode(self, content: bytes) -> np.ndarray:
-        # On a machine with a GPU, single operators would go there and back.
-        with tf.device("CPU:0"):
-            pixels: np.ndarray = self.transform.resize(self.transform.decode(tf.constant(content))).numpy()
-            return pixels
+    def masks(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which pictures of loaded rows are real, of clips: ``bool[len(rows), F]``."""
+        return np.arange(self.transform.frames) < self._counts[np.asarray(rows, np.int64)][:, None]
 
 
-def bad_image_reason(image: ImageReference, error: Exception) -> str:
+def bad_image_reason(example: Example, error: Exception) -> str:
     """Says in one line why a picture cannot be used, whatever was raised."""
     if isinstance(error, DataError):
         return str(error)
+    image = example.image if len(example.images) == 1 else next(filter(_is_bad, example.images), example.image)
     if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
         return str(DataError("the image is too large to decode", where=image))
     try:
@@ -121,7 +131,17 @@ def bad_image_reason(image: ImageReference, error: Exception) -> str:
         return str(missing)
     found = f"{len(content):,} bytes starting with {content[:8]!r}" if content else "an empty file"
     expected = "a whole JPEG, PNG, WebP, GIF or BMP"
+    if "animated WebP" in str(error):
+        expected, found = "an animated GIF", "an animated WebP, of which only the first frame can be decoded"
     return str(DataError("not a readable image", where=image, expected=expected, found=found))
+
+
+def _is_bad(image: ImageReference) -> bool:
+    try:
+        decode_image(tf.constant(image.read()))
+    except (DataError, tf.errors.OpError, MemoryError):
+        return True
+    return False
 
 
 def _free_memory() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmfusion.data.decoding import decode_image
-from mmfusion.errors import ConfigError
+from mmfusion.errors import ConfigError, DataError
 
 _RESIZES = ("squash", "crop", "pad")
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic", "lanczos3": "lanczos3"}
@@ -73,6 +73,27 @@ class ImageTransform:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.interpolation = interpolation
+
+    @property
+    def frames(self) -> int:
+        """Pictures of an example: one. A `ClipTransform` has more."""
+        return 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an example, ``(H, W, 3)``."""
+        return *self.size, 3
+
+    def read(self, contents: Sequence[bytes]) -> tuple[np.ndarray, int]:
+        """Decodes and resizes, operator by operator, the one file of an example: ``uint8[H, W, 3]``, and 1, the pictures in it.
+
+        Raises:
+            DataError: If there are several files.
+            tf.errors.OpError: If it is no image.
+        """
+        if len(contents) != 1:
+            raise DataError("several pictures", expected="one (data.frames is 1)", found=len(contents))
+        return self.resize(self.decode(tf.constant(contents[0]))).numpy(), 1
 
     def __call__(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes, resizes and normalises; see the class."""

@@ -17,6 +17,7 @@ FILE_NAME = "captions.jsonl"
 def read_jsonl(path: str | Path) -> Source:
     r"""Reads a file of JSON lines, ``{"image": "images/1.jpg", "captions": ["…", …], "split": "train"}``.
 
+    ``images`` with a list of still pictures may stand for ``image`` (set ``data.frames`` to as many as a line has at most).
     ``caption`` with one string may stand for ``captions``; a line without ``split`` is in ``train``; other keys are
     ignored. Pictures are relative to the file's folder. Lines of the same picture are joined.
 
@@ -67,16 +68,33 @@ def _add_line(builder: SourceBuilder, path: Path, row: int, line: bytes) -> None
     if not isinstance(values, dict):
         builder.bad(name, f"expected a JSON object, found {type(values).__name__}")
         return
-    if "image" not in values:
-        builder.bad(name, f"no key 'image', found {', '.join(map(repr, values)) or 'none'}")
-        return
-    image = values["image"]
-    if not isinstance(image, str) or not image or "\0" in image:
-        builder.bad(name, f"image: expected a file name, found {image!r}"[:200])
+    images = _images_of(values)
+    if isinstance(images, str):
+        builder.bad(name, images)
         return
     if "captions" not in values and "caption" not in values:
         builder.bad(name, f"no key 'captions', found {', '.join(map(repr, values))}")
         return
     captions = values["captions"] if "captions" in values else values["caption"]
-    location = image if "://" in image else str(path.parent / image)
-    builder.add(name, os.path.normpath(image), ImageReference(location), captions, values.get("split", "train"))
+    references = [ImageReference(image if "://" in image else str(path.parent / image)) for image in images]
+    key = "\0".join(map(os.path.normpath, images))
+    builder.add(name, key, references, captions, values.get("split", "train"))
+
+
+def _images_of(values: dict[str, object]) -> list[str] | str:
+    """The file names of a row, or what is wrong with them."""
+    if "image" in values and "images" in values:
+        return "expected 'image' or 'images', found both"
+    if "images" not in values:
+        if "image" not in values:
+            return f"no key 'image', found {', '.join(map(repr, values)) or 'none'}"
+        image = values["image"]
+        return [str(image)] if _is_name(image) else f"image: expected a file name, found {image!r}"[:200]
+    images = values["images"]
+    if not isinstance(images, list) or not images or not all(map(_is_name, images)):
+        return f"images: expected a list of one or more file names, found {images!r}"[:200]
+    return images
+
+
+def _is_name(image: object) -> bool:
+    return isinstance(image, str) and bool(image) and "\0" not in image

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mmfusion.data.example import BadRow
 from mmfusion.data.source import Source
 from mmfusion.data.split_names import split_named
 from mmfusion.errors import ConfigError
@@ -23,14 +24,15 @@ def open_source(data: DataConfig) -> Source:
         data: The `data` part of a recipe. `source` is one of `SOURCES`; `path` is the file, folder or pattern (for
             ``tfds`` the data directory); `name` is the data set's name for ``tfds``; `languages` are those of
             ``builtin``; `limit` keeps the first so many training pictures; `validation_share` is divided from the
-            training split where the data has no validation split. Where the data calls a split ``validation``,
-            ``valid`` or ``dev`` and the recipe ``val``, or the other way round, the recipe's name is used.
+            training split where the data has no validation split; rows of more pictures than `frames` are bad rows. Where
+            the data calls a split ``validation``, ``valid`` or ``dev`` and the recipe ``val``, or the other way round, the
+            recipe's name is used.
 
     Returns:
         The source.
 
     Raises:
-        ConfigError: If the kind is unknown, or lacks its path or name.
+        ConfigError: If the kind is unknown, lacks its path or name, or its rows have several pictures and `frames` is 1.
         DataError: If the data cannot be read.
 
     Example:
@@ -42,7 +44,7 @@ def open_source(data: DataConfig) -> Source:
         mmfusion.errors.DataError: cannot read the data [nowhere]: found No such file or directory; set data.path to a \
 file of JSON lines, or to a folder with a captions.jsonl
     """
-    source = _open(data)
+    source = _that_fit(_open(data), getattr(data, "frames", None))
     train, validation = getattr(data, "train_split", "train"), getattr(data, "validation_split", "val")
     source = _renamed(_renamed(source, train), validation)
     share = getattr(data, "validation_share", None)
@@ -52,6 +54,27 @@ file of JSON lines, or to a folder with a captions.jsonl
     if limit is not None and train in source.splits:
         source = source.limited(train, limit)
     return source
+
+
+def _that_fit(source: Source, frames: int | None) -> Source:
+    """The source with rows that have more pictures than there is room for among its bad ones."""
+    many = [
+        (split, row) for split, rows in source.splits.items() for row in rows if len(row.images) > (frames or len(row.images))
+    ]
+    if not many:
+        return source
+    if frames == 1:
+        most = max(len(row.images) for _, row in many)
+        raise ConfigError(
+            "the data has several pictures a row",
+            where=f"{source.name}, first {many[0][1].name}",
+            expected="one, since data.frames is 1",
+            found=len(many[0][1].images),
+            fix=f"set data.frames={most} (as many as a row has at most) and model.image_encoder.kind=multi",
+        )
+    bad = [BadRow(row.name, f"has {len(row.images)} pictures, more than {frames} (data.frames)") for _, row in many]
+    splits = {split: [row for row in rows if len(row.images) <= (frames or 1)] for split, rows in source.splits.items()}
+    return replace(source, splits=splits, bad_rows=[*source.bad_rows, *bad])
 
 
 def _renamed(source: Source, wanted: str) -> Source:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmfusion.data.augmentation import Augmentation
+from mmfusion.data.clip_transform import ClipTransform
 from mmfusion.data.epoch_order import EpochOrder
 from mmfusion.data.image_loader import ImageLoader
 from mmfusion.data.image_transform import ImageTransform
@@ -47,7 +48,7 @@ def build_train_dataset(
     split: str = "train",
     *,
     tokenizer: Tokenizer,
-    transform: ImageTransform,
+    transform: ImageTransform | ClipTransform,
     batch_size: int,
     seed: int,
     quarantine: Quarantine,
@@ -69,7 +70,7 @@ def build_train_dataset(
         source: The data.
         split: Its split. Default ``"train"``.
         tokenizer: Such as `mmfusion.text.WordPieceTokenizer`; called in graph on ``string[B]``.
-        transform: How pictures become pixels.
+        transform: How pictures, or clips, become pixels.
         batch_size: Batch of this shard.
         seed: Seed of orders, choices of captions, and augmentation.
         quarantine: Where bad examples are recorded.
@@ -83,7 +84,8 @@ def build_train_dataset(
 
     Returns:
         An infinite dataset of ``image: float32[B, H, W, 3]``, ``token_ids: int32[B, T]``, ``token_mask: bool[B, T]``
-        and ``image_id: int32[B]``, where pairs with one `image_id` are positives of each other.
+        and ``image_id: int32[B]``, where pairs with one `image_id` are positives of each other. Of clips,
+        ``image: float32[B, F, H, W, 3]`` and ``image_mask: bool[B, F]``, ``True`` = real picture.
 
     Raises:
         DataError: If the split is empty or smaller than a global batch.
@@ -124,40 +126,46 @@ def build_train_dataset(
         )
     loader = ImageLoader(examples, transform, quarantine, cache=cache)
     augmentation = augment if isinstance(augment, Augmentation) or augment is None else Augmentation.from_config(augment)
-    height, width = transform.size
+    moves = transform.frames > 1
 
-    def load(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
         part = slice(index * batch_size, (index + 1) * batch_size)
         rows, numbers, seeds = (column[part] for column in order.batch(int(step), batch_size * shards))
-        pixels = np.empty((batch_size, height, width, 3), np.uint8)
+        pixels = np.empty((batch_size, *transform.shape), np.uint8)
+        loaded = np.empty(batch_size, np.int64)
         texts = np.empty(batch_size, object)
         image_ids = np.empty(batch_size, np.int32)
         for place in range(batch_size):
             row, pixels[place] = loader.load_or_next(int(rows[place]))
-            example = examples[row]
+            loaded[place], example = row, examples[row]
             texts[place] = example.captions[int(numbers[place]) % len(example.captions)].encode("utf-8")
             image_ids[place] = example.image_id
-        return pixels, texts, image_ids, seeds
+        return pixels, loader.masks(loaded), texts, image_ids, seeds
 
     def load_batch(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        pixels, texts, image_ids, seeds = tf.numpy_function(
-            load, [step], (tf.uint8, tf.string, tf.int32, tf.int64), name="load_batch"
+        pixels, masks, texts, image_ids, seeds = tf.numpy_function(
+            load, [step], (tf.uint8, tf.bool, tf.string, tf.int32, tf.int64), name="load_batch"
         )
         return (
-            tf.ensure_shape(pixels, [batch_size, height, width, 3]),
+            tf.ensure_shape(pixels, [batch_size, *transform.shape]),
+            tf.ensure_shape(masks, [batch_size, transform.frames]),
             tf.ensure_shape(texts, [batch_size]),
             tf.ensure_shape(image_ids, [batch_size]),
             tf.ensure_shape(seeds, [batch_size, 2]),
         )
 
-    def to_pixels(pixels: tf.Tensor, text: tf.Tensor, image_id: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def to_pixels(
+        pixels: tf.Tensor, mask: tf.Tensor, text: tf.Tensor, image_id: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         if augmentation is not None:
-            pixels = augmentation(pixels, seed)
-        return transform.normalize(pixels), text, image_id
+            pixels = augmentation(pixels, seed, mask if moves else None)
+        row = {"image": transform.normalize(pixels), "text": text, "image_id": image_id}
+        return {**row, "image_mask": mask} if moves else row
 
-    def tokenize(image: tf.Tensor, text: tf.Tensor, image_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        token_ids, token_mask = tokenizer(text)
-        return {"image": image, "token_ids": token_ids, "token_mask": token_mask, "image_id": image_id}
+    def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        batch = dict(batch)
+        token_ids, token_mask = tokenizer(batch.pop("text"))
+        return {**batch, "token_ids": token_ids, "token_mask": token_mask}
 
     dataset = tf.data.Dataset.counter(start=start_step)
     dataset = dataset.map(load_batch, num_parallel_calls=tf.data.AUTOTUNE).unbatch()

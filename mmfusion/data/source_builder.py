@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mmfusion.data.captions import clean_captions
 from mmfusion.data.example import BadRow, Example, ImageReference
@@ -29,20 +29,27 @@ class SourceBuilder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._rows: dict[str, tuple[str, str, ImageReference, list[str]]] = {}
+        self._rows: dict[str, tuple[str, str, Sequence[ImageReference], list[str]]] = {}
         self._bad: list[BadRow] = []
 
     def bad(self, name: str, reason: str) -> None:
         """Notes a row that cannot be used."""
         self._bad.append(BadRow(name, reason))
 
-    def add(self, name: str, key: str, image: ImageReference, captions: object, split: object = "train") -> None:
+    def add(
+        self,
+        name: str,
+        key: str,
+        image: ImageReference | Sequence[ImageReference],
+        captions: object,
+        split: object = "train",
+    ) -> None:
         """Adds a row.
 
         Args:
             name: File and row.
-            key: What tells pictures apart; rows with the same key are one picture.
-            image: Where the picture is.
+            key: What tells pictures apart; rows with the same key are one picture. Of several, theirs joined by NUL.
+            image: Where the picture is, or the pictures, in their order.
             captions: A caption or a list of them, as found in the file.
             split: The split, as found in the file. Default ``"train"``.
         """
@@ -57,10 +64,12 @@ class SourceBuilder:
             return
         known = self._rows.get(key)
         if known is None:
-            self._rows[key] = (split, name, image, list(good))
+            images = [image] if isinstance(image, ImageReference) else list(image)
+            self._rows[key] = (split, name, images, list(good))
         elif known[0] != split:
             # Taken twice, the picture would be trained on and validated with.
-            self.bad(name, f"{key} is in split {known[0]!r} already ({known[1]})")
+            pictures = key.replace("\0", " + ")
+            self.bad(name, f"{pictures} is in split {known[0]!r} already ({known[1]})")
         else:
             known[3].extend(good)
 
@@ -74,8 +83,8 @@ class SourceBuilder:
             DataError: If there is not one usable row.
         """
         tables: dict[str, list[Example]] = {split: [] for split in splits}
-        for image_id, (split, name, image, captions) in enumerate(self._rows.values()):
-            tables.setdefault(split, []).append(Example(image, tuple(captions), image_id, name))
+        for image_id, (split, name, images, captions) in enumerate(self._rows.values()):
+            tables.setdefault(split, []).append(Example(images[0], tuple(captions), image_id, name, tuple(images[1:])))
         if not self._rows:
             first = f"{self._bad[0].name}: {self._bad[0].reason}" if self._bad else "no rows"
             more = f"; {len(self._bad) - 1:,} more bad rows" if len(self._bad) > 1 else ""

@@ -38,7 +38,7 @@ class Record(NamedTuple):
 def read_tfrecord(
     path: str | Path, *, image_keys: Sequence[str] = IMAGE_KEYS, caption_keys: Sequence[str] = CAPTION_KEYS
 ) -> Source:
-    """Reads TFRecord files whose records are `tf.train.Example` with an encoded picture and its captions.
+    """Reads TFRecord files whose records are `tf.train.Example` with an encoded picture, or several, and captions.
 
     The files are read once for an index; pictures are then read at random from where they lie. The split is what a
     file's name says (``train-00000-of-00004.tfrecord``; ``validation`` and ``dev`` are ``val``), or a feature
@@ -99,7 +99,7 @@ def write_tfrecord(source: Source, folder: str | Path, *, shard_size: int = 2000
             with tf.io.TFRecordWriter(str(file)) as writer:
                 for example in examples[shard * shard_size : (shard + 1) * shard_size]:
                     features = {
-                        "image": [example.image.read()],
+                        "image": [image.read() for image in example.images],
                         "captions": [caption.encode("utf-8") for caption in example.captions],
                         "split": [split.encode("utf-8")],
                         "name": [example.name.encode("utf-8")],
@@ -145,12 +145,11 @@ def add_records(
             )
             continue
         # Wherever these bytes occur first in the record, they are the picture.
-        start = record.data.find(image[0])
+        references = [ImageReference(str(file), record.offset + record.data.find(content), len(content)) for content in image]
         texts = [caption.decode("utf-8", "surrogateescape") for caption in captions]
         own = features["split"].bytes_list.value if "split" in features else []
         own_split = own[0].decode("utf-8", "replace") if own else "train"
-        reference = ImageReference(str(file), record.offset + start, len(image[0]))
-        builder.add(name, name, reference, texts, split or own_split)
+        builder.add(name, name, references, texts, split or own_split)
 
 
 def _records(builder: SourceBuilder, file: Path) -> Iterator[Record]:

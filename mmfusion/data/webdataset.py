@@ -66,7 +66,7 @@ def write_webdataset(source: Source, folder: str | Path, *, shard_size: int = 20
         The files.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If a picture cannot be read, or a row has several (a TFRecord can hold them).
 
     Example: see `read_webdataset`.
     """
@@ -78,6 +78,13 @@ def write_webdataset(source: Source, folder: str | Path, *, shard_size: int = 20
             file = folder / f"{split}-{shard:05d}.tar"
             with tarfile.open(file, "w") as archive:
                 for number, example in enumerate(examples[start : start + shard_size], start=start):
+                    if example.more_images:
+                        raise DataError(
+                            "a tar file has one picture a row",
+                            where=example.name,
+                            found=len(example.images),
+                            fix="write a TFRecord",
+                        )
                     content = example.image.read()
                     suffix = _FORMATS.get(content[:2], "jpg")
                     row = {"captions": example.captions, "split": split, "name": example.name}
