@@ -82,7 +82,8 @@ def _on_tensorflow(function: Callable[..., Any], tensors: list, weights: list, j
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             value = function(*tensors)
-        sources = [*tensors, *weights]
+        # Zeros for what is not connected are made of TensorFlow variables alone.
+        sources = [*tensors, *(weight.value for weight in weights)]
         gradients = tape.gradient(value, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return value, [tf.convert_to_tensor(x) for x in gradients]  # of an embedding they are slices
 

@@ -16,6 +16,8 @@ from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.masks import without_masked
 from mmfusion.layers.stochastic_depth import StochasticDepth
 
+NORMS = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}
+
 
 class GatedOutput(NamedTuple):
     """What gated cross-attention returns when scores are asked for.
@@ -46,6 +48,8 @@ class GatedCrossAttention(keras.layers.Layer):
         attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches. Default 0.
         use_bias: Whether attention and feed-forward have biases. Default True.
+        gated_feed_forward: See ``gated`` of `FeedForward`. Default False.
+        norm: ``"layer"``, or ``"rms"`` by root mean square. Default ``"layer"``.
         norm_epsilon: Of the normalisations. Default 1e-6.
         initial_gate: Start of both gates, a and b. Default 0.
 
@@ -87,6 +91,8 @@ class GatedCrossAttention(keras.layers.Layer):
         attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         use_bias: bool = True,
+        gated_feed_forward: bool = False,
+        norm: str = "layer",
         norm_epsilon: float = 1e-6,
         initial_gate: float = 0.0,
         **kwargs: Any,
@@ -101,11 +107,15 @@ class GatedCrossAttention(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
         self.use_bias = use_bias
+        self.gated_feed_forward = gated_feed_forward
+        self.norm = norm
         self.norm_epsilon = norm_epsilon
         self.initial_gate = initial_gate
         self.supports_masking = True
+        if norm not in NORMS:
+            raise ConfigError("unknown norm", where=self.name, expected=" or ".join(NORMS), found=repr(norm))
         self.attention_norm, self.feed_forward_norm = (
-            keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=self.dtype_policy, name=f"{part}_norm")
+            NORMS[norm](epsilon=norm_epsilon, dtype=self.dtype_policy, name=f"{part}_norm")
             for part in ("attention", "feed_forward")
         )
         self.attention = Attention(
@@ -131,6 +141,7 @@ class GatedCrossAttention(keras.layers.Layer):
             hidden_dim=int(dim * self.mlp_ratio),
             activation=self.activation,
             use_bias=self.use_bias,
+            gated=self.gated_feed_forward,
             dtype=self.dtype_policy,
             name="feed_forward",
         )
@@ -184,6 +195,6 @@ class GatedCrossAttention(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "num_heads", "mlp_ratio", "num_key_value_heads", "kernel", "activation", "dropout", "attention_dropout",
-            "stochastic_depth", "use_bias", "norm_epsilon", "initial_gate",
+            "stochastic_depth", "use_bias", "gated_feed_forward", "norm", "norm_epsilon", "initial_gate",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

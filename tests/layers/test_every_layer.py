@@ -79,9 +79,10 @@ CASES = {
         {
             "num_heads": 2, "mlp_ratio": 3.0, "num_key_value_heads": 1, "kernel": "chunked", "activation": "relu", "dropout": 0.1,
             "stochastic_depth": 0.1, "use_bias": False, "norm_epsilon": 1e-5, "initial_gate": 0.4,
+            "gated_feed_forward": True, "norm": "rms",
         },
-        {**BLOCK, "context": CONTEXT, "context_mask": CONTEXT_MASK}, (B, N, D), 12,
-        2 * D * D + 2 * DC * 4 + 2 * D * 3 * D + 4 * D + 2,
+        {**BLOCK, "context": CONTEXT, "context_mask": CONTEXT_MASK}, (B, N, D), 11,
+        2 * D * D + 2 * DC * 4 + 3 * D * 3 * D + 2 * D + 2,
     ),
     "resampler": Case(
         PerceiverResampler,
