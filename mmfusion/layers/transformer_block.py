@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -42,7 +42,8 @@ class TransformerBlock(keras.layers.Layer):
         stochastic_depth: Rate of dropping whole branches. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         query_key_norm: See `Attention`. Default False.
-        rotary: Whether self-attention uses rotary positions. Default False.
+        rotary: Whether self-attention uses rotary positions, and which, see `Attention`. Default False.
+        attention_options: Further arguments of each `Attention`, such as ``{"logit_cap": 50.0}``. Default none.
         norm_first: Whether normalisation comes before each branch; False is after the sum, as in BERT. Default True.
         norm_epsilon: Of the normalisations. Default 1e-6.
 
@@ -97,7 +98,8 @@ class TransformerBlock(keras.layers.Layer):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         query_key_norm: bool = False,
-        rotary: bool = False,
+        rotary: bool | str = False,
+        attention_options: Mapping[str, Any] | None = None,
         norm_first: bool = True,
         norm_epsilon: float = 1e-6,
         **kwargs: Any,
@@ -119,15 +121,16 @@ class TransformerBlock(keras.layers.Layer):
         self.layer_scale = layer_scale
         self.query_key_norm = query_key_norm
         self.rotary = rotary
+        self.attention_options = dict(attention_options or {})
         self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
         self.supports_masking = True
         branches = self._branches()
         self.attention_norm: Any = self._norm("attention_norm") if self_attention else None
-        self.attention: Any = self._attention("self_attention", rotary=rotary) if self_attention else None
+        self.attention: Any = self._attention("self_attention") if self_attention else None
         self.cross_norm: Any = self._norm("cross_norm") if cross_attention else None
         self.cross_context_norm: Any = self._norm("context_norm") if context_norm else None
-        self.cross: Any = self._attention("cross_attention", rotary=False) if cross_attention else None
+        self.cross: Any = self._attention("cross_attention") if cross_attention else None
         self.feed_forward_norm: Any = self._norm("feed_forward_norm") if mlp_ratio else None
         self.feed_forward: Any = None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
@@ -151,7 +154,8 @@ class TransformerBlock(keras.layers.Layer):
     def _norm(self, name: str) -> keras.layers.LayerNormalization:
         return keras.layers.LayerNormalization(epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name)
 
-    def _attention(self, name: str, *, rotary: bool) -> Attention:
+    def _attention(self, name: str) -> Attention:
+        # Cross-attention has no positions: what says how they rotate is idle there.
         return Attention(
             num_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads,
@@ -160,7 +164,8 @@ class TransformerBlock(keras.layers.Layer):
             use_bias=self.use_bias,
             dropout=self.attention_dropout,
             query_key_norm=self.query_key_norm,
-            rotary=rotary,
+            rotary=self.rotary,
+            **self.attention_options,
             dtype=self.dtype_policy,
             name=name,
         )
@@ -340,7 +345,7 @@ class TransformerBlock(keras.layers.Layer):
         names = (
             "num_heads", "mlp_ratio", "self_attention", "cross_attention", "context_norm", "num_key_value_heads", "kernel",
             "chunk_size", "activation", "use_bias", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
-            "query_key_norm", "rotary", "norm_first", "norm_epsilon",
+            "query_key_norm", "rotary", "attention_options", "norm_first", "norm_epsilon",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
