@@ -7,7 +7,7 @@ import numpy as np
 
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.fusion import CrossFusion
-from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel, MatchingHead
+from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel, MaskedLanguageHead, MatchingHead
 
 VOCABULARY_SIZE, MAX_LENGTH, IMAGE_SIZE = 30, 7, (16, 24)
 
@@ -15,11 +15,12 @@ VOCABULARY_SIZE, MAX_LENGTH, IMAGE_SIZE = 30, 7, (16, 24)
 def tiny_model(
     dtype: str = "float32", heads: tuple[str, ...] = ("contrastive", "matching", "captioning"), **options
 ) -> ImageTextModel:
-    """A model of two blocks a part, with all three heads unless told otherwise."""
+    """A model of two blocks a part, with three heads and cross fusion unless told otherwise."""
     dropout = options.pop("dropout", 0.0)
     parts = {
         "contrastive_head": ContrastiveHead(embedding_dim=8, dtype=dtype, name="contrastive_head"),
         "matching_head": MatchingHead(dtype=dtype, name="matching_head"),
+        "masked_language_head": MaskedLanguageHead(mask_id=4, special_ids=(0, 1, 2, 3), dtype=dtype, name="masked_language_head"),
         "captioning_head": CaptioningHead(start_id=2, end_id=3, dtype=dtype, name="captioning_head"),
     }
     return ImageTextModel(
@@ -30,9 +31,11 @@ def tiny_model(
             vocabulary_size=VOCABULARY_SIZE, max_length=MAX_LENGTH, dim=12, depth=2, num_heads=3, dropout=dropout,
             dtype=dtype, name="text_encoder",
         ),
-        fusion=CrossFusion(dim=12, image_dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="fusion"),
-        **{name: head for name, head in parts.items() if name.removesuffix("_head") in heads},
-        **options,
+        **{
+            "fusion": CrossFusion(dim=12, image_dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="fusion"),
+            **{name: head for name, head in parts.items() if name.removesuffix("_head") in heads},
+            **options,
+        },
     )  # fmt: skip
 
 

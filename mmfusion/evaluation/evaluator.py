@@ -288,13 +288,15 @@ class Evaluator:
 
     def _image_step(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         patches = self.model.image_encoder(images, training=False)
-        head = self.model.contrastive_head
-        return patches, tf.zeros((tf.shape(images)[0], 1)) if head is None else head.embed_image(patches)
+        if self.model.contrastive_head is None:
+            return patches, tf.zeros((tf.shape(images)[0], 1))
+        return patches, self.model.embed_patches(patches, training=False)
 
     def _text_step(self, token_ids: tf.Tensor, token_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         text = self.model.text_encoder(token_ids, token_mask=token_mask, training=False)
-        head = self.model.contrastive_head
-        return text, tf.zeros((tf.shape(token_ids)[0], 1)) if head is None else head.embed_text(text, token_mask)
+        if self.model.contrastive_head is None:
+            return text, tf.zeros((tf.shape(token_ids)[0], 1))
+        return text, self.model.encode_text(token_ids, token_mask, training=False, text=text)
 
     def _match_step(self, patches: tf.Tensor, text: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         dtype = self.model.compute_dtype

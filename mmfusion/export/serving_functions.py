@@ -79,8 +79,8 @@ def serving_functions(
         words = model.text_encoder(tokens.token_ids, token_mask=tokens.token_mask, training=False)
         answer = {"score": tf.sigmoid(model.match_tokens(patches, words, tokens.token_mask, training=False))}
         if model.contrastive_head is not None:
-            image = model.contrastive_head.embed_image(patches)
-            sentence = model.contrastive_head.embed_text(words, tokens.token_mask)
+            image = model.embed_patches(patches, training=False)
+            sentence = model.encode_text(tokens.token_ids, tokens.token_mask, training=False, text=words)
             # Every score lies in [0, 1]: the cosine is moved there.
             answer["similarity"] = (1.0 + tf.reduce_sum(image * sentence, axis=-1)) / 2.0
         return answer

@@ -1,9 +1,20 @@
 """Compositions of encoders, fusion and heads."""
 
+from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.factory import build_model
-from mmfusion.models.image_text_model import CaptionState, ImageTextModel
+from mmfusion.models.image_text_model import ImageTextModel
+from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
 
-__all__ = ["CaptionState", "CaptioningHead", "ContrastiveHead", "ImageTextModel", "MatchingHead", "build_model"]
+__all__ = [
+    "CaptionState",
+    "CaptioningHead",
+    "ContrastiveHead",
+    "ImageTextModel",
+    "MaskedLanguageHead",
+    "MatchingHead",
+    "build_model",
+    "write_captions",
+]

@@ -10,8 +10,10 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.layers import AttentionPooling
+from mmfusion.layers.masks import length_of, without_masked
 
-POOLINGS = ("mean", "first")
+POOLINGS = ("mean", "first", "last", "attention")
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -23,8 +25,11 @@ class ContrastiveHead(keras.layers.Layer):
 
     Args:
         embedding_dim: Width of the shared space, E.
-        image_pooling: ``"mean"`` over the patches, or the ``"first"`` token. Default ``"mean"``.
-        text_pooling: ``"mean"`` over the real tokens, or the ``"first"`` token. Default ``"mean"``.
+        image_pooling: ``"mean"`` over the tokens, the ``"first"`` or the ``"last"`` of them, or ``"attention"`` of a learned
+            query (SigLIP). Default ``"mean"``.
+        text_pooling: The same of the real tokens; ``"last"`` is CLIP's, for text that is read left to right. Default ``"mean"``.
+        image_heads: Heads where the image is pooled by attention. Default 4.
+        text_heads: Heads where the text is pooled by attention. Default 4.
         initial_temperature: Start of the global temperature; its inverse is the scale. Default 0.07.
         max_scale: The scale never exceeds this. Default 100.
         initial_bias: Start of the bias. Default 0.
@@ -32,7 +37,8 @@ class ContrastiveHead(keras.layers.Layer):
     Call arguments:
         image: ``float[B, P, Di]``.
         text: ``float[B, T, D]``.
-        text_mask: ``bool[B, T]``, ``True`` = real token.
+        text_mask: ``bool[B, T]``, ``True`` = real token. What is behind it never changes the result. Default: all real.
+        image_mask: ``bool[B, P]``, ``True`` = real patch. Default: all real.
 
     Returns:
         Two ``float[B, E]`` of unit length, in float32.
@@ -47,7 +53,8 @@ class ContrastiveHead(keras.layers.Layer):
         >>> [round(float(n), 4) for n in (image ** 2).numpy().sum(-1)]
         [1.0, 1.0]
 
-    Source: Radford et al., CLIP, 2021 (arXiv:2103.00020); the bias: Zhai et al., SigLIP, 2023 (arXiv:2303.15343).
+    Source: Radford et al., CLIP, 2021 (arXiv:2103.00020); the bias and pooling by attention: Zhai et al., SigLIP, 2023
+    (arXiv:2303.15343).
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class ContrastiveHead(keras.layers.Layer):
         embedding_dim: int,
         image_pooling: str = "mean",
         text_pooling: str = "mean",
+        image_heads: int = 4,
+        text_heads: int = 4,
         initial_temperature: float = 0.07,
         max_scale: float = 100.0,
         initial_bias: float = 0.0,
@@ -69,6 +78,8 @@ class ContrastiveHead(keras.layers.Layer):
         self.embedding_dim = embedding_dim
         self.image_pooling = image_pooling
         self.text_pooling = text_pooling
+        self.image_heads = image_heads
+        self.text_heads = text_heads
         self.initial_temperature = initial_temperature
         self.max_scale = max_scale
         self.initial_bias = initial_bias
@@ -76,11 +87,19 @@ class ContrastiveHead(keras.layers.Layer):
             embedding_dim, use_bias=False, dtype=self.dtype_policy, name="image_projection"
         )
         self.text_projection = keras.layers.Dense(embedding_dim, use_bias=False, dtype=self.dtype_policy, name="text_projection")
+        self.image_pooler = self._pooler("image_pooler", image_heads) if image_pooling == "attention" else None
+        self.text_pooler = self._pooler("text_pooler", text_heads) if text_pooling == "attention" else None
+
+    def _pooler(self, name: str, num_heads: int) -> AttentionPooling:
+        return AttentionPooling(num_heads=num_heads, dtype=self.dtype_policy, name=name)
 
     def build(self, image_shape: Sequence[int | None], text_shape: Sequence[int | None]) -> None:
         """Builds the projections, the temperature and the bias."""
         self.image_projection.build((None, image_shape[-1]))
         self.text_projection.build((None, text_shape[-1]))
+        for pooler, width in ((self.image_pooler, image_shape[-1]), (self.text_pooler, text_shape[-1])):
+            if pooler is not None:
+                pooler.build((None, None, width))
         self.log_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(math.log(1.0 / self.initial_temperature)),
@@ -102,43 +121,52 @@ class ContrastiveHead(keras.layers.Layer):
         """``float32[]``, the inverse temperature, at most `max_scale`."""
         return ops.minimum(ops.exp(ops.convert_to_tensor(self.log_scale)), self.max_scale)
 
-    def embed_image(self, tokens: KerasTensor) -> KerasTensor:
-        """``float[B, P, Di]`` to unit-length ``float32[B, E]``."""
-        pooled = tokens[:, 0] if self.image_pooling == "first" else ops.mean(tokens, axis=1)
-        return _unit_length(self.image_projection(pooled))
+    def embed_image(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
+        """``float[B, P, Di]`` and ``bool[B, P]`` to unit-length ``float32[B, E]``."""
+        return _unit_length(self.image_projection(_pooled(tokens, mask, self.image_pooling, self.image_pooler)))
 
     def embed_text(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
         """``float[B, T, D]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``."""
-        if self.text_pooling == "first":
-            pooled = tokens[:, 0]
-        elif mask is None:
-            pooled = ops.mean(tokens, axis=1)
-        else:
-            real = ops.where(mask[..., None], tokens, ops.zeros_like(tokens))
-            count = ops.maximum(ops.sum(ops.cast(mask, tokens.dtype), axis=1, keepdims=True), 1)
-            pooled = ops.sum(real, axis=1) / count
-        return _unit_length(self.text_projection(pooled))
+        return _unit_length(self.text_projection(_pooled(tokens, mask, self.text_pooling, self.text_pooler)))
 
     def compute_mask(self, *arguments: Any, **options: Any) -> None:
         """The result has no tokens, so no mask."""
 
     def call(
-        self, image: KerasTensor, text: KerasTensor, text_mask: KerasTensor | None = None
+        self,
+        image: KerasTensor,
+        text: KerasTensor,
+        text_mask: KerasTensor | None = None,
+        image_mask: KerasTensor | None = None,
     ) -> tuple[KerasTensor, KerasTensor]:
         """Embeds both; see the class."""
-        return self.embed_image(image), self.embed_text(text, text_mask)
+        return self.embed_image(image, image_mask), self.embed_text(text, text_mask)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "embedding_dim": self.embedding_dim,
-            "image_pooling": self.image_pooling,
-            "text_pooling": self.text_pooling,
-            "initial_temperature": self.initial_temperature,
-            "max_scale": self.max_scale,
-            "initial_bias": self.initial_bias,
-        }
+        names = (
+            "embedding_dim", "image_pooling", "text_pooling", "image_heads", "text_heads", "initial_temperature", "max_scale",
+            "initial_bias",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _pooled(tokens: KerasTensor, mask: KerasTensor | None, pooling: str, pooler: AttentionPooling | None) -> KerasTensor:
+    """``float[B, N, D]`` to ``float[B, D]``; zeros where an example has no real token."""
+    if pooler is not None:
+        return pooler(tokens, mask)
+    real = without_masked(tokens, mask)
+    if pooling == "first":
+        return real[:, 0]
+    if mask is None:
+        return tokens[:, -1] if pooling == "last" else ops.mean(tokens, axis=1)
+    if pooling == "last":
+        # The last real place, wherever the padding stands.
+        places = ops.arange(length_of(tokens), dtype="int32")[None]
+        last = ops.max(ops.where(mask, places, -1), axis=1, keepdims=True)
+        return ops.sum(without_masked(real, places == last), axis=1)
+    count = ops.maximum(ops.sum(ops.cast(mask, tokens.dtype), axis=1, keepdims=True), 1)
+    return ops.sum(real, axis=1) / count
 
 
 def _unit_length(x: KerasTensor) -> KerasTensor:

@@ -1,39 +1,38 @@
-"""The model that joins everything: encoders, fusion and three heads."""
+"""The model that joins everything: encoders, fusion and heads."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.decoding import BeamOutput, DecodeOutput, beam_search, greedy
-from mmfusion.encoders import TextCache, TextTransformer, VisionTransformer
+from mmfusion.decoding import BeamOutput, DecodeOutput
+from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
-from mmfusion.fusion import Fusion, FusionCache
+from mmfusion.fusion import Fusion, FusionOutput
+from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
+from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead
+from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
 
+if TYPE_CHECKING:
+    from mmfusion.layers import AttentionPooling, ModalityDropout
 
-class CaptionState(NamedTuple):
-    """What decoding carries from token to token.
-
-    Attributes:
-        text: Cache of the text encoder.
-        fusion: Cache of the fusion, with the image's keys and values.
-    """
-
-    text: TextCache
-    fusion: FusionCache
+_PARTS = ("image_encoder", "text_encoder", "fusion", *(f"{name}_head" for name in HEADS), "image_pooling", "modality_dropout")
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class ImageTextModel(keras.Model):
-    """Joins an image encoder and a text encoder for retrieval, matching and captioning.
+    """Joins an image encoder and a text encoder for retrieval, matching, masked language and captioning.
 
     - Contrastive head: each stream alone, into a shared space (`encode_image`, `encode_text`).
-    - Matching head: text read both ways, fused with the image (`match`).
+    - Matching head: text read both ways, fused with the image (`match`). It reads the first text token, or, where the fusion
+      informs the image alone, the mean of the image tokens.
+    - Masked language head: the same reading, hidden tokens guessed (`masked_language_logits`).
     - Captioning head: text read left to right, fused with the image (`caption`).
 
     A head that is None is left out, with its methods.
@@ -41,10 +40,17 @@ class ImageTextModel(keras.Model):
     Args:
         image_encoder: A layer from ``float[B, H, W, 3]`` to ``float[B, P, Di]`` with ``image_size``, ``grid`` and ``dim``.
         text_encoder: A layer with the contract of `TextTransformer`.
-        fusion: A `Fusion`; needed by the matching and captioning heads.
+        fusion: A `Fusion`; needed by all heads but the contrastive one.
         contrastive_head: A `ContrastiveHead`, or None.
         matching_head: A `MatchingHead`, or None.
+        masked_language_head: A `MaskedLanguageHead`, or None.
         captioning_head: A `CaptioningHead`, or None.
+        image_pooling: An `AttentionPooling` of several queries: the fusion reads what it pools, not the patches (CoCa). Default
+            None.
+        modality_dropout: A `ModalityDropout` right before the fusion. Default None.
+        causal_text: Whether the contrastive head reads the text left to right (CLIP, CoCa). Default False.
+        contrastive_tokens: What the contrastive head reads of the image: the ``"encoder"``'s patches, or what the ``"fusion"``
+            makes of them before it knows a text (BLIP-2's queries). Default ``"encoder"``.
 
     Call arguments:
         inputs: A dictionary with ``image`` (``float[B, H, W, 3]``), ``token_ids`` (``int[B, T]``) and ``token_mask``
@@ -53,10 +59,12 @@ class ImageTextModel(keras.Model):
 
     Returns:
         A dictionary with what its heads give: ``image_embedding`` and ``text_embedding`` (``float32[B, E]``),
-        ``match_logits`` (``float32[B]``), ``caption_logits`` (``float[B, T, V]``: at t the scores of token t + 1).
+        ``match_logits`` (``float32[B]``), ``masked_language_logits`` (``float[B, T, V]``: at t the scores of token t) and
+        ``caption_logits`` (``float[B, T, V]``: at t the scores of token t + 1).
 
     Raises:
-        ConfigError: If no head is given, a head lacks its fusion, or the fusion cannot be causal and the model captions.
+        ConfigError: If no head is given, a head lacks its fusion, the fusion cannot be causal and the model captions, or it does
+            not inform the text and a head writes or guesses tokens.
 
     Example:
         >>> import numpy as np
@@ -75,7 +83,7 @@ class ImageTextModel(keras.Model):
         >>> tuple(model.encode_image(images).shape), tuple(model.caption(images).token_ids.shape)
         ((2, 8), (2, 5))
 
-    Source: Li et al., BLIP, 2022 (arXiv:2201.12086), whose three tasks these are.
+    Source: Li et al., ALBEF, 2021 (arXiv:2107.07651) and BLIP, 2022 (arXiv:2201.12086), whose tasks these are.
     """
 
     def __init__(
@@ -86,45 +94,48 @@ class ImageTextModel(keras.Model):
         fusion: Fusion | None = None,
         contrastive_head: ContrastiveHead | None = None,
         matching_head: MatchingHead | None = None,
+        masked_language_head: MaskedLanguageHead | None = None,
         captioning_head: CaptioningHead | None = None,
+        image_pooling: AttentionPooling | None = None,
+        modality_dropout: ModalityDropout | None = None,
+        causal_text: bool = False,
+        contrastive_tokens: str = "encoder",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if contrastive_head is None and matching_head is None and captioning_head is None:
-            raise ConfigError("a model needs at least one head", where=self.name, expected="a head", found="none")
-        if fusion is None and (matching_head is not None or captioning_head is not None):
-            raise ConfigError(
-                "the matching and captioning heads read fused tokens",
-                where=self.name,
-                expected="a fusion",
-                found="none",
-                fix="pass fusion=CrossFusion(...), or leave these heads out",
-            )
-        if captioning_head is not None and fusion is not None and not fusion.supports_causal:
-            raise ConfigError(
-                "this fusion cannot be causal, so the model cannot caption",
-                where=type(fusion).__name__,
-                fix="choose another style or leave captioning out",
-            )
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.fusion = fusion
         self.contrastive_head = contrastive_head
         self.matching_head = matching_head
+        self.masked_language_head = masked_language_head
         self.captioning_head = captioning_head
+        self.image_pooling = image_pooling
+        self.modality_dropout = modality_dropout
+        self.causal_text = causal_text
+        self.contrastive_tokens = contrastive_tokens
+        check_composition(self)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Builds all parts at once: their shapes are known from their constructors."""
-        image_shape = (None, *self.image_encoder.image_size, 3)
-        patches_shape = (None, self.image_encoder.grid[0] * self.image_encoder.grid[1], self.image_encoder.dim)
-        text_shape = (None, self.text_encoder.max_length, self.text_encoder.dim)
+        image, text = self.image_encoder, self.text_encoder
+        images_shape = getattr(image, "images_shape", (None, *image.image_size, 3))
+        patches_shape = read_shape = (None, math.prod(image.grid), image.dim)
+        text_shape = (None, text.max_length, text.dim)
+        if self.image_pooling is not None:
+            read_shape = (None, self.image_pooling.num_queries, getattr(self.image_pooling, "dim", None) or image.dim)
+        width = self.fusion.image_width if self.fusion is not None else image.dim
+        contrasted = (None, None, width) if self.contrastive_tokens == "fusion" else patches_shape
+        matched = text_shape if self.fusion is None or self.fusion.informs_text else (None, None, width)
         for layer, shapes in (
-            (self.image_encoder, (image_shape,)),
-            (self.text_encoder, ((None, self.text_encoder.max_length),)),
-            (self.fusion, (text_shape, patches_shape)),
-            (self.contrastive_head, (patches_shape, text_shape)),
-            (self.matching_head, (text_shape,)),
+            (image, (images_shape,)),
+            (text, ((None, text.max_length),)),
+            (self.image_pooling, (patches_shape,)),
+            (self.fusion, (text_shape, read_shape)),
+            (self.contrastive_head, (contrasted, text_shape)),
+            (self.matching_head, (matched,)),
+            (self.masked_language_head, (text_shape,)),
             (self.captioning_head, (text_shape,)),
         ):
             if layer is not None and not layer.built:
@@ -134,24 +145,32 @@ class ImageTextModel(keras.Model):
     @property
     def heads(self) -> tuple[str, ...]:
         """The names of the heads that this model has."""
-        present = {
-            "contrastive": self.contrastive_head,
-            "matching": self.matching_head,
-            "captioning": self.captioning_head,
-        }
-        return tuple(name for name, head in present.items() if head is not None)
+        return tuple(name for name in HEADS if getattr(self, f"{name}_head") is not None)
 
     def encode_image(self, images: KerasTensor, training: bool | None = None) -> KerasTensor:
         """``float[B, H, W, 3]`` to unit-length ``float32[B, E]``."""
+        self._head("contrastive")
+        return self.embed_patches(self.image_encoder(images, training=training), training=training)
+
+    def embed_patches(self, patches: KerasTensor, training: bool | None = None) -> KerasTensor:
+        """As `encode_image`, from encoded patches ``float[B, P, Di]``."""
         head = self._head("contrastive")
-        return head.embed_image(self.image_encoder(images, training=training))
+        if self.contrastive_tokens == "fusion":
+            patches = self._fuse().image_tokens(self._image(patches, training), training=training)
+        return head.embed_image(patches)
 
     def encode_text(
-        self, token_ids: KerasTensor, token_mask: KerasTensor | None = None, training: bool | None = None
+        self,
+        token_ids: KerasTensor,
+        token_mask: KerasTensor | None = None,
+        training: bool | None = None,
+        text: KerasTensor | None = None,
     ) -> KerasTensor:
-        """``int[B, T]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``."""
+        """``int[B, T]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``; reuses `text`, read both ways, where it can."""
         head = self._head("contrastive")
-        return head.embed_text(self.text_encoder(token_ids, token_mask=token_mask, training=training), token_mask)
+        if text is None or self.causal_text:
+            text = self.text_encoder(token_ids, token_mask=token_mask, causal=self.causal_text, training=training)
+        return head.embed_text(text, token_mask)
 
     def match(
         self,
@@ -174,8 +193,20 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
-        fused = self._fuse()(text, patches, text_mask=token_mask, training=training)
-        return self._head("matching")(fused.text)
+        head, fused = self._head("matching"), self._fused(text, patches, token_mask, training=training)
+        return head(fused.text if self._fuse().informs_text else ops.mean(fused.image, axis=1, keepdims=True))
+
+    def masked_language_logits(
+        self,
+        patches: KerasTensor,
+        token_ids: KerasTensor,
+        token_mask: KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> KerasTensor:
+        """``float[B, T, V]``: at position t the scores of what stands there, given the image and the text with hidden tokens."""
+        head = self._head("masked_language")
+        text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
+        return self.text_encoder.logits(head(self._fused(text, patches, token_mask, training=training).text))
 
     def caption_logits(
         self,
@@ -187,75 +218,27 @@ class ImageTextModel(keras.Model):
         """``float[B, T, V]``: at position t the scores of token t + 1, given the image and tokens up to t."""
         head = self._head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
-        fused = self._fuse()(text, patches, text_mask=token_mask, causal=True, training=training)
+        fused = self._fused(text, patches, token_mask, causal=True, training=training)
         return self.text_encoder.logits(head(fused.text))
 
-    def caption(
-        self,
-        images: KerasTensor,
-        *,
-        beam_size: int = 1,
-        length_penalty: float = 1.0,
-        max_tokens: int | None = None,
-        min_tokens: int = 0,
-    ) -> DecodeOutput | BeamOutput:
+    def caption(self, images: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
         """Writes captions, with a cache, in graph.
 
         Args:
             images: ``float[B, H, W, 3]``.
-            beam_size: 1 decodes greedily, more searches with so many beams.
-            length_penalty: Exponent of the length by which a beam's score is divided.
-            max_tokens: Most tokens to write, the end token included. Default: what the text encoder holds.
-            min_tokens: Fewest tokens before the end token.
+            **options: ``beam_size``, ``length_penalty``, ``max_tokens`` and ``min_tokens`` as in `write_captions`; by default
+                it decodes greedily, as long as the text encoder holds.
 
         Returns:
-            `DecodeOutput` when `beam_size` is 1, else `BeamOutput`, best beam first.
+            `DecodeOutput`, or `BeamOutput`, best beam first, where ``beam_size`` is more than 1.
         """
-        return self.caption_patches(
-            self.image_encoder(images, training=False),
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-        )
+        self._head("captioning")
+        return self.caption_patches(self.image_encoder(images, training=False), **options)
 
-    def caption_patches(
-        self,
-        patches: KerasTensor,
-        *,
-        beam_size: int = 1,
-        length_penalty: float = 1.0,
-        max_tokens: int | None = None,
-        min_tokens: int = 0,
-    ) -> DecodeOutput | BeamOutput:
+    def caption_patches(self, patches: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
         """As `caption`, from encoded patches ``float[B, P, Di]``."""
-        head = self._head("captioning")
-        longest = self.text_encoder.max_length - 1
-        if max_tokens is not None and not 1 <= max_tokens <= longest:
-            raise ConfigError(
-                "impossible length of a caption",
-                where="max_tokens",
-                expected=f"1 to {longest} (the text encoder holds {longest + 1} tokens with the start token)",
-                found=max_tokens,
-            )
-        max_tokens = longest if max_tokens is None else max_tokens
-        batch_size = ops.shape(patches)[0]
-        state = CaptionState(
-            self.text_encoder.init_cache(batch_size, max_tokens),
-            self._fuse().init_cache(batch_size, max_tokens, patches),
-        )
-        options = {
-            "batch_size": batch_size,
-            "start_id": head.start_id,
-            "end_id": head.end_id,
-            "pad_id": head.pad_id,
-            "max_tokens": max_tokens,
-            "min_tokens": min_tokens,
-            "forbidden_ids": (head.start_id, *head.forbidden_ids),
-        }
-        if beam_size == 1:
-            return greedy(self.caption_step, state, **options)
-        return beam_search(self.caption_step, state, beam_size=beam_size, length_penalty=length_penalty, **options)
+        self._head("captioning")
+        return write_captions(self, self._image(patches), **options)
 
     def caption_step(self, token_ids: KerasTensor, state: CaptionState) -> tuple[KerasTensor, CaptionState]:
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
@@ -278,30 +261,35 @@ class ImageTextModel(keras.Model):
             images: ``float[B, H, W, 3]``.
             token_ids: ``int[B, T]``.
             token_mask: ``bool[B, T]``, ``True`` = real token. Default: all real.
-            causal: Whether the text is read left to right, as when it is written. Default: if the model can do nothing
-                but caption, since its weights know no other reading.
+            causal: Whether the text is read left to right, as when it is written. Default: if no head but the captioning one
+                reads fused text, since the weights then know no other reading.
         """
         if causal is None:
-            causal = self.heads == ("captioning",)
+            causal = self.captioning_head is not None and self.matching_head is None and self.masked_language_head is None
         patches = self.image_encoder(images, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
-        fused = self._fuse()(text, patches, text_mask=token_mask, causal=causal, return_scores=True, training=False)
-        scores = fused.scores
-        shape = ops.shape(scores)
-        return ops.reshape(scores, (*shape[:4], *self.image_encoder.grid))
+        scores = self._fused(text, patches, token_mask, causal=causal, return_scores=True, training=False).scores
+        if self.image_pooling is not None:
+            # From words to queries to patches; the heads of the pooling are no heads of the fusion: their mean.
+            pooled = self.image_pooling(patches, return_scores=True, training=False).scores
+            scores = ops.matmul(scores, ops.mean(pooled, axis=1)[:, None, None])
+        return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:
         """Runs every head; see the class."""
         token_ids, token_mask = inputs["token_ids"], inputs.get("token_mask")
         patches = self.image_encoder(inputs["image"], training=training)
         outputs: dict[str, KerasTensor] = {}
-        if self.contrastive_head is not None or self.matching_head is not None:
+        text = None
+        if self.matching_head is not None:
             text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
         if self.contrastive_head is not None:
-            outputs["image_embedding"] = self.contrastive_head.embed_image(patches)
-            outputs["text_embedding"] = self.contrastive_head.embed_text(text, token_mask)
+            outputs["image_embedding"] = self.embed_patches(patches, training=training)
+            outputs["text_embedding"] = self.encode_text(token_ids, token_mask, training=training, text=text)
         if self.matching_head is not None:
             outputs["match_logits"] = self.match_tokens(patches, text, token_mask, training=training)
+        if self.masked_language_head is not None:
+            outputs["masked_language_logits"] = self.masked_language_logits(patches, token_ids, token_mask, training=training)
         if self.captioning_head is not None:
             outputs["caption_logits"] = self.caption_logits(patches, token_ids, token_mask, training=training)
         return outputs
@@ -324,24 +312,53 @@ class ImageTextModel(keras.Model):
             raise ConfigError("this model has no fusion", where=self.name, fix="build it with fusion=...")
         return self.fusion
 
+    def _image(self, patches: KerasTensor, training: bool | None = False) -> KerasTensor:
+        """The image as the fusion reads it."""
+        return patches if self.image_pooling is None else self.image_pooling(patches, training=training)
+
+    def _fused(
+        self,
+        text: KerasTensor,
+        patches: KerasTensor,
+        token_mask: KerasTensor | None,
+        *,
+        causal: bool = False,
+        return_scores: bool = False,
+        training: bool | None = None,
+    ) -> FusionOutput:
+        fusion, image, image_mask = self._fuse(), self._image(patches, training), None
+        if self.modality_dropout is not None:
+            token_mask, image_mask = self.modality_dropout(text, image, text_mask=token_mask, training=training)
+        return fusion(
+            text,
+            image,
+            text_mask=token_mask,
+            image_mask=image_mask,
+            causal=causal,
+            return_scores=return_scores,
+            training=training,
+        )
+
     def _head(self, name: str) -> Any:
         head = getattr(self, f"{name}_head")
         if head is None:
             raise ConfigError(
-                f"this model has no {name} head",
+                f"this model has no {name.replace('_', ' ')} head",
                 where=self.name,
-                expected=f"a {name} head",
+                expected=f"a {name.replace('_', ' ')} head",
                 found=", ".join(self.heads),
                 fix=f"build it with {name}_head=... (in a recipe: model.heads)",
             )
         return head
 
     def get_config(self) -> dict[str, Any]:
-        """The parts, serialised."""
+        """The parts, serialised, and the options."""
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
             **{part: serialize(getattr(self, part)) for part in _PARTS},
+            "causal_text": self.causal_text,
+            "contrastive_tokens": self.contrastive_tokens,
         }
 
     @classmethod
@@ -349,8 +366,6 @@ class ImageTextModel(keras.Model):
         """Rebuilds the model from `get_config`."""
         config = dict(config)
         for part in _PARTS:
-            config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+            if part in config:
+                config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
         return cls(**config)
-
-
-_PARTS = ("image_encoder", "text_encoder", "fusion", "contrastive_head", "matching_head", "captioning_head")

@@ -87,12 +87,14 @@ class ForwardPass:
     @_computed_once
     def image_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
-        return self.contrastive_head.embed_image(self.patches)
+        return self.model.embed_patches(self.patches, training=self.training)
 
     @_computed_once
     def text_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
-        return self.contrastive_head.embed_text(self.text, self.batch["token_mask"])
+        # What is read left to right for the contrastive head alone is no text that another objective reads.
+        text = None if self.model.causal_text else self.text
+        return self.model.encode_text(self.batch["token_ids"], self.batch["token_mask"], training=self.training, text=text)
 
     @_computed_once
     def all_image_embedding(self) -> tf.Tensor:
