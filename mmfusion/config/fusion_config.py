@@ -40,6 +40,7 @@ class FusionConfig(Section):
     stochastic_depth: Rate = Field(0.0, description="Rate of dropping the last layer; grows linearly with depth.")
     layer_scale: Gain | None = Field(None, description="Initial gain of each branch; none has no gain.")
     kernel: Kernel = Field("exact", description="How attention is computed.")
+    modality_dropout: Rate = Field(0.0, description="Share of the examples that lose their text or their image in training.")
     direction: Literal["text", "image", "both"] | None = Field(None, description="Who queries whom (cross).")
     shared_cross: bool | None = Field(None, description="One cross-attention for both directions, as LXMERT (co).")
     num_bottlenecks: Positive | None = Field(None, description="Tokens between the streams (bottleneck).")
@@ -74,4 +75,4 @@ class FusionConfig(Section):
             >>> sorted(set(FusionConfig(style="bottleneck", num_bottlenecks=2).options()) - set(FusionConfig().options()))
             ['num_bottlenecks']
         """
-        return {name: value for name, value in self.model_dump(exclude={"style"}).items() if value is not None}
+        return {name: value for name, value in self.model_dump(exclude={"style", "modality_dropout"}).items() if value is not None}

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mmfusion.config.fusion_config import Gain, Kernel, Positive, Rate
 from mmfusion.config.section import Section
 
-Head = Literal["contrastive", "matching", "captioning"]
+Head = Literal["contrastive", "matching", "masked_language", "captioning"]
 #: What the encoders' constructors take themselves; every other option goes to each of their blocks.
 _OWN = (
     "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
@@ -81,9 +81,23 @@ class ModelConfig(Section):
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     embedding_dim: Positive = Field(256, description="Width of the shared embedding space.")
     heads: tuple[Head, ...] = Field(("contrastive", "matching", "captioning"), min_length=1, description="What it can do.")
+    image_pooling: Literal["mean", "first", "attention"] = Field("mean", description="How image tokens become an embedding.")
+    text_pooling: Literal["mean", "first", "last", "attention"] = Field("mean", description="How a text becomes an embedding.")
+    causal_text: bool = Field(False, description="Read text left to right for the embedding, as CLIP and CoCa do.")
+    contrastive_tokens: Literal["encoder", "fusion"] = Field(
+        "encoder", description="Embed the encoder's patches, or what the fusion makes of them before it knows a text (BLIP-2)."
+    )
+    image_queries: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Learned queries that pool the image for the fusion (CoCa); none: it reads all patches."
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> ModelConfig:
         if len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads: expected each head once, found {list(self.heads)}")
         return self
+
+    @property
+    def fuses(self) -> bool:
+        """Whether any head reads what a fusion makes."""
+        return self.contrastive_tokens == "fusion" or any(head != "contrastive" for head in self.heads)

@@ -52,6 +52,8 @@ class Recipe(Section):
         for term in terms:
             if term not in heads:
                 raise ValueError(f"objective.{term}: expected none, since model.heads lacks {term}; set objective.{term}=null")
+        if self.fusion.direction == "image" and {"captioning", "masked_language"} & heads:
+            raise ValueError("fusion.direction: expected text or both, since the model writes or guesses words, found image")
         if not terms:
             raise ValueError("objective: expected at least one term, found none")
         momentum = self.objective.momentum

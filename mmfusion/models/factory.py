@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from mmfusion.encoders import TextTransformer, VisionTransformer
-from mmfusion.fusion import STYLES, Fusion
+from mmfusion.errors import ConfigError
+from mmfusion.fusion import STYLES
+from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.image_text_model import ImageTextModel
+from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def build_model(
     start_id: int,
     end_id: int,
     pad_id: int,
+    mask_id: int | None = None,
     forbidden_ids: Sequence[int] = (),
     dtype: str | keras.DTypePolicy = "float32",
 ) -> ImageTextModel:
@@ -43,11 +47,15 @@ def build_model(
         start_id: Id of the token that starts a caption.
         end_id: Id of the token that ends it.
         pad_id: Id of the padding.
+        mask_id: Id of the token that hides another; the masked language head needs it. Default none.
         forbidden_ids: Further ids that a caption never holds, such as [UNK]. Default none.
         dtype: Keras dtype policy of all parts, ``"mixed_bfloat16"`` say. Default ``"float32"``.
 
     Returns:
         The model, built.
+
+    Raises:
+        ConfigError: If the parts do not go together, see `ImageTextModel`.
 
     Example:
         >>> from mmfusion.config import recipe_from_dict
@@ -56,13 +64,42 @@ def build_model(
         >>> build_model(recipe, vocabulary_size=100, start_id=2, end_id=3, pad_id=0).heads
         ('contrastive', 'matching', 'captioning')
     """
-    image, text, fusion = recipe.model.image_encoder, recipe.model.text_encoder, recipe.fusion
-    heads = recipe.model.heads
+    model, image, text, fusion = recipe.model, recipe.model.image_encoder, recipe.model.text_encoder, recipe.fusion
     contrastive = recipe.objective.contrastive
-    loss = "softmax" if contrastive is None else contrastive.loss
-    fused = "matching" in heads or "captioning" in heads
+    parts: dict[str, Any] = {}
+    if model.fuses:
+        width = {"dim": text.dim, "image_dim": image.dim}
+        parts["fusion"] = STYLES[fusion.style](**width, **fusion.options(), dtype=dtype, name="fusion")
+        if fusion.modality_dropout:
+            parts["modality_dropout"] = ModalityDropout(rate=fusion.modality_dropout, seed=recipe.seed, name="modality_dropout")
+        if model.image_queries is not None:
+            parts["image_pooling"] = AttentionPooling(
+                num_heads=image.num_heads, num_queries=model.image_queries, norm=True, dtype=dtype, name="image_pooling"
+            )
+    special = {start_id, end_id, pad_id, *forbidden_ids}
+    if "masked_language" in model.heads and mask_id is None:
+        raise ConfigError(
+            "the vocabulary has no [MASK]", where="model.heads", expected="a vocabulary with it", found="masked_language",
+            fix="leave masked_language out, or train a vocabulary",
+        )  # fmt: skip
+    heads: dict[str, Callable[..., keras.layers.Layer]] = {
+        "contrastive": partial(
+            ContrastiveHead,
+            embedding_dim=model.embedding_dim,
+            image_pooling=model.image_pooling,
+            text_pooling=model.text_pooling,
+            image_heads=fusion.num_heads if model.contrastive_tokens == "fusion" else image.num_heads,
+            text_heads=text.num_heads,
+            **_CONTRASTIVE_START["softmax" if contrastive is None else contrastive.loss],
+        ),
+        "matching": MatchingHead,
+        "masked_language": partial(MaskedLanguageHead, mask_id=mask_id, special_ids=sorted(special - {mask_id})),
+        "captioning": partial(CaptioningHead, start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids),
+    }
     return ImageTextModel(
-        image_encoder=VisionTransformer(image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"),
+        image_encoder=VisionTransformer(
+            image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"
+        ),
         text_encoder=TextTransformer(
             vocabulary_size=vocabulary_size,
             max_length=recipe.text.max_tokens,
@@ -70,25 +107,9 @@ def build_model(
             dtype=dtype,
             name="text_encoder",
         ),
-        fusion=_fusion(fusion.style, fusion.options(), dim=text.dim, image_dim=image.dim, dtype=dtype, name="fusion")
-        if fused
-        else None,
-        contrastive_head=ContrastiveHead(
-            embedding_dim=recipe.model.embedding_dim, **_CONTRASTIVE_START[loss], dtype=dtype, name="contrastive_head"
-        )
-        if "contrastive" in heads
-        else None,
-        matching_head=MatchingHead(dtype=dtype, name="matching_head") if "matching" in heads else None,
-        captioning_head=CaptioningHead(
-            start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids, dtype=dtype, name="captioning_head"
-        )
-        if "captioning" in heads
-        else None,
+        **parts,
+        **{f"{head}_head": heads[head](dtype=dtype, name=f"{head}_head") for head in model.heads},
+        causal_text=model.causal_text,
+        contrastive_tokens=model.contrastive_tokens,
         name="image_text_model",
     )
-
-
-def _fusion(style: str, options: dict[str, Any], **arguments: Any) -> Fusion:
-    layer = STYLES[style]
-    known = inspect.signature(layer).parameters
-    return layer(**{name: value for name, value in options.items() if name in known}, **arguments)

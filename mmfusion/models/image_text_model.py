@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from keras import KerasTensor, ops
@@ -12,15 +12,13 @@ from mmfusion.decoding import BeamOutput, DecodeOutput
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import Fusion, FusionOutput
+from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
-
-if TYPE_CHECKING:
-    from mmfusion.layers import AttentionPooling, ModalityDropout
 
 _PARTS = ("image_encoder", "text_encoder", "fusion", *(f"{name}_head" for name in HEADS), "image_pooling", "modality_dropout")
 
@@ -124,7 +122,7 @@ class ImageTextModel(keras.Model):
         patches_shape = read_shape = (None, math.prod(image.grid), image.dim)
         text_shape = (None, text.max_length, text.dim)
         if self.image_pooling is not None:
-            read_shape = (None, self.image_pooling.num_queries, getattr(self.image_pooling, "dim", None) or image.dim)
+            read_shape = (None, self.image_pooling.num_queries, self.image_pooling.dim or image.dim)
         width = self.fusion.image_width if self.fusion is not None else image.dim
         contrasted = (None, None, width) if self.contrastive_tokens == "fusion" else patches_shape
         matched = text_shape if self.fusion is None or self.fusion.informs_text else (None, None, width)
@@ -214,12 +212,17 @@ class ImageTextModel(keras.Model):
         token_ids: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
-    ) -> KerasTensor:
-        """``float[B, T, V]``: at position t the scores of token t + 1, given the image and tokens up to t."""
+        return_scores: bool = False,
+    ) -> KerasTensor | tuple[KerasTensor, KerasTensor]:
+        """``float[B, T, V]``: at position t the scores of token t + 1, given the image and tokens up to t.
+
+        With `return_scores`, also the attention from text to image of the same pass, ``float32[B, layers, heads, T, P]``.
+        """
         head = self._head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
-        fused = self._fused(text, patches, token_mask, causal=True, training=training)
-        return self.text_encoder.logits(head(fused.text))
+        fused = self._fused(text, patches, token_mask, causal=True, return_scores=return_scores, training=training)
+        logits = self.text_encoder.logits(head(fused.text))
+        return (logits, fused.scores) if return_scores else logits
 
     def caption(self, images: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
         """Writes captions, with a cache, in graph.
@@ -269,10 +272,6 @@ class ImageTextModel(keras.Model):
         patches = self.image_encoder(images, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
         scores = self._fused(text, patches, token_mask, causal=causal, return_scores=True, training=False).scores
-        if self.image_pooling is not None:
-            # From words to queries to patches; the heads of the pooling are no heads of the fusion: their mean.
-            pooled = self.image_pooling(patches, return_scores=True, training=False).scores
-            scores = ops.matmul(scores, ops.mean(pooled, axis=1)[:, None, None])
         return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:
@@ -313,7 +312,7 @@ class ImageTextModel(keras.Model):
         return self.fusion
 
     def _image(self, patches: KerasTensor, training: bool | None = False) -> KerasTensor:
-        """The image as the fusion reads it."""
+        """The image as the fusion reads it: its patches, or what is pooled of them."""
         return patches if self.image_pooling is None else self.image_pooling(patches, training=training)
 
     def _fused(
@@ -326,10 +325,14 @@ class ImageTextModel(keras.Model):
         return_scores: bool = False,
         training: bool | None = None,
     ) -> FusionOutput:
-        fusion, image, image_mask = self._fuse(), self._image(patches, training), None
+        fusion, image, image_mask, pooled = self._fuse(), patches, None, None
+        if self.image_pooling is not None and return_scores:
+            image, pooled, _ = self.image_pooling(patches, return_scores=True, training=training)
+        elif self.image_pooling is not None:
+            image = self._image(patches, training)
         if self.modality_dropout is not None:
             token_mask, image_mask = self.modality_dropout(text, image, text_mask=token_mask, training=training)
-        return fusion(
+        output = fusion(
             text,
             image,
             text_mask=token_mask,
@@ -338,6 +341,10 @@ class ImageTextModel(keras.Model):
             return_scores=return_scores,
             training=training,
         )
+        if pooled is None:
+            return output
+        # From words to queries to patches. The heads of the pooling are no heads of the fusion: their mean.
+        return output._replace(scores=ops.matmul(output.scores, ops.mean(pooled, axis=1)[:, None, None]))
 
     def _head(self, name: str) -> Any:
         head = getattr(self, f"{name}_head")

@@ -152,6 +152,7 @@ def prepare_model(recipe: Recipe, tokenizer: WordPieceTokenizer) -> ImageTextMod
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
+        mask_id=tokenizer.mask_id,
         forbidden_ids=tokenizer.special_ids,
         dtype="mixed_bfloat16" if recipe.train.precision == "bfloat16" else "float32",
     )
