@@ -75,4 +75,6 @@ class FusionConfig(Section):
             >>> sorted(set(FusionConfig(style="bottleneck", num_bottlenecks=2).options()) - set(FusionConfig().options()))
             ['num_bottlenecks']
         """
-        return {name: value for name, value in self.model_dump(exclude={"style", "modality_dropout"}).items() if value is not None}
+        return {
+            name: value for name, value in self.model_dump(exclude={"style", "modality_dropout"}).items() if value is not None
+        }

@@ -97,9 +97,7 @@ def build_model(
         "captioning": partial(CaptioningHead, start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids),
     }
     return ImageTextModel(
-        image_encoder=VisionTransformer(
-            image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"
-        ),
+        image_encoder=VisionTransformer(image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"),
         text_encoder=TextTransformer(
             vocabulary_size=vocabulary_size,
             max_length=recipe.text.max_tokens,

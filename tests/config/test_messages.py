@@ -32,8 +32,8 @@ def refused(**sections) -> str:
         ({"data": {"path": 5}}, "data.path]: expected text or null, found 5; write it in quotes"),
         (
             {"model": {"heads": ["contrastve"]}},
-            "model.heads]: expected a list of one or more of 'contrastive', 'matching' and 'captioning', found ['contrastve']; "
-            "did you mean contrastive?",
+            "model.heads]: expected a list of one or more of 'contrastive', 'matching', 'masked_language' and 'captioning', "
+            "found ['contrastve']; did you mean contrastive?",
         ),
         ({"train": {"clip_norm": 0}}, "train.clip_norm]: expected a number above 0 or null, found 0"),
         ({"train": {"warmup": 1}}, "train.warmup]: expected a number of at least 0 and below 1, found 1"),

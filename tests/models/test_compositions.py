@@ -1,0 +1,160 @@
+"""Models of other parts: poolings, causal text, a pooled image, masked language, what the fusion holds of an image."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
+
+from mmfusion.errors import ConfigError
+from mmfusion.layers import AttentionPooling, ModalityDropout
+from mmfusion.models import ContrastiveHead, ImageTextModel
+
+HEADS = ("contrastive", "matching", "masked_language", "captioning")
+
+
+def to_numpy(value):
+    return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+
+
+def head(image_pooling="mean", text_pooling="mean"):
+    layer = ContrastiveHead(embedding_dim=5, image_pooling=image_pooling, text_pooling=text_pooling, image_heads=2, text_heads=3)
+    layer.build((None, None, 8), (None, None, 6))
+    return randomized(layer)
+
+
+def unit(vector):
+    return vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), 1e-6)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    random = np.random.default_rng(1)
+    text, image = random.normal(size=(3, 5, 6)).astype("float32"), random.normal(size=(3, 4, 8)).astype("float32")
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2, [False, True, False, True, False]])
+    return text, mask, image
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "attention"])
+def test_poolings_are_what_they_say(pooling, tokens):
+    text, mask, _ = tokens
+    layer = head(text_pooling=pooling)
+    weight = to_numpy(layer.text_projection.kernel)
+    if pooling == "mean":
+        pooled = np.stack([row[real].mean(0) for row, real in zip(text, mask, strict=True)])
+    elif pooling == "first":
+        pooled = np.where(mask[:, :1], text[:, 0], 0.0)
+    elif pooling == "last":
+        pooled = np.stack([text[0, 4], text[1, 2], text[2, 3]])
+    else:
+        pooled = to_numpy(layer.text_pooler(text, mask))
+    found = to_numpy(layer.embed_text(text, mask))
+    np.testing.assert_allclose(found, unit(pooled @ weight), atol=1e-5)
+    hidden = np.where(mask[..., None], text, np.nan)
+    np.testing.assert_array_equal(to_numpy(layer.embed_text(hidden, mask)), found)
+    nothing = to_numpy(layer.embed_text(text, np.zeros_like(mask)))
+    np.testing.assert_array_equal(nothing, 0.0)
+    copy = ContrastiveHead.from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+
+
+def test_an_image_can_be_pooled_by_attention_and_masked(tokens):
+    image, layer = tokens[2], head(image_pooling="attention")
+    mask = np.array([[True] * 4, [True] * 2 + [False] * 2, [True] * 4])
+    changed = image.copy()
+    changed[1, 2:] = np.nan
+    np.testing.assert_array_equal(to_numpy(layer.embed_image(image, mask)), to_numpy(layer.embed_image(changed, mask)))
+    assert np.abs(to_numpy(layer.embed_image(image)) - to_numpy(layer.embed_image(image[::-1]))).max() > 1e-3
+    with pytest.raises(ConfigError, match="unknown pooling"):
+        ContrastiveHead(embedding_dim=4, text_pooling="max")
+
+
+def test_causal_text_knows_nothing_of_what_follows():
+    batch = tiny_batch(2)
+    full = np.ones_like(batch["token_mask"])
+    changed = batch["token_ids"].copy()
+    changed[:, 1:] = 9
+    first_token = ContrastiveHead(embedding_dim=8, text_pooling="first", name="contrastive_head")
+    model = randomized(tiny_model(heads=("contrastive", "matching"), causal_text=True, contrastive_head=first_token))
+    same, other = (to_numpy(model.encode_text(ids, full)) for ids in (batch["token_ids"], changed))
+    np.testing.assert_allclose(same, other, atol=1e-6)
+    match, matched = (to_numpy(model.match(batch["image"], ids, full)) for ids in (batch["token_ids"], changed))
+    assert np.abs(match - matched).max() > 1e-4
+    # What was read both ways is no substitute for it.
+    both = model.text_encoder(batch["token_ids"], token_mask=full)
+    np.testing.assert_allclose(to_numpy(model.encode_text(batch["token_ids"], full, text=both)), same, atol=1e-6)
+
+
+def test_hidden_tokens_are_guessed_from_both_sides_and_the_image():
+    model, batch = randomized(tiny_model(heads=("masked_language",))), tiny_batch(2)
+    assert model.heads == ("masked_language",)
+    mask, ids = np.ones_like(batch["token_mask"]), batch["token_ids"]
+    patches = model.image_encoder(batch["image"])
+    logits = to_numpy(model.masked_language_logits(patches, ids, mask))
+    assert logits.shape == (2, MAX_LENGTH, VOCABULARY_SIZE)
+    np.testing.assert_allclose(to_numpy(model(dict(batch, token_mask=mask))["masked_language_logits"]), logits, atol=1e-5)
+    later = ids.copy()
+    later[:, -1] = 11
+    assert np.abs(to_numpy(model.masked_language_logits(patches, later, mask))[:, 0] - logits[:, 0]).max() > 1e-4
+    assert np.abs(to_numpy(model.masked_language_logits(patches[::-1], ids, mask)) - logits).max() > 1e-4
+    with pytest.raises(ConfigError, match="no captioning head"):
+        model.caption(batch["image"])
+
+
+def test_a_fusion_may_read_a_pooled_image():
+    pooling = AttentionPooling(num_heads=2, num_queries=3, norm=True, name="image_pooling")
+    model, batch = randomized(tiny_model(heads=HEADS, image_pooling=pooling)), tiny_batch(2)
+    outputs = model(batch)
+    assert np.isfinite(to_numpy(outputs["caption_logits"])).all()
+    maps = to_numpy(model.attend(batch["image"], batch["token_ids"], batch["token_mask"]))
+    assert maps.shape == (2, 2, 2, MAX_LENGTH, 2, 3)
+    np.testing.assert_allclose(maps.sum((-1, -2)), 1.0, atol=1e-5)
+    patches = model.image_encoder(batch["image"])
+    logits, scores = model.caption_logits(patches, batch["token_ids"], batch["token_mask"], return_scores=True)
+    np.testing.assert_array_equal(to_numpy(logits), to_numpy(outputs["caption_logits"]))
+    assert tuple(scores.shape) == (2, 2, 2, MAX_LENGTH, 6)
+    # Cached decoding reads the pooled image, too.
+    written = to_numpy(model.caption(batch["image"], max_tokens=2).token_ids)
+    first = to_numpy(model.caption_logits(patches, np.full((2, 1), 2, "int32")))[:, 0].copy()
+    first[:, [0, 2]] = -np.inf
+    np.testing.assert_array_equal(written[:, 0], first.argmax(-1))
+    with pytest.raises(ConfigError, match="one query"):
+        tiny_model(image_pooling=AttentionPooling(num_heads=2))
+
+
+def test_modality_dropout_acts_in_training_alone():
+    model, batch = randomized(tiny_model(heads=("matching",), modality_dropout=ModalityDropout(rate=0.9, seed=1))), tiny_batch(4)
+    plain = [to_numpy(model(batch)["match_logits"]) for _ in range(2)]
+    np.testing.assert_array_equal(*plain)
+    dropped = to_numpy(model(batch, training=True)["match_logits"])
+    assert np.isfinite(dropped).all() and np.abs(dropped - plain[0]).max() > 1e-4
+
+
+def test_all_parts_come_back_from_a_file(tmp_path):
+    model = tiny_model(
+        heads=HEADS,
+        contrastive_head=ContrastiveHead(embedding_dim=8, image_pooling="attention", text_pooling="last", image_heads=2),
+        image_pooling=AttentionPooling(num_heads=2, num_queries=3, name="image_pooling"),
+        modality_dropout=ModalityDropout(rate=0.1, name="modality_dropout"),
+        causal_text=True,
+        contrastive_tokens="fusion",
+    )
+    batch = tiny_batch(2)
+    randomized(model).save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert (loaded.heads, loaded.causal_text, loaded.contrastive_tokens) == (HEADS, True, "fusion")
+    assert loaded.modality_dropout.rate == 0.1 and loaded.masked_language_head.mask_id == 4
+    for name, value in model(batch).items():
+        np.testing.assert_array_equal(to_numpy(value), to_numpy(loaded(batch)[name]))
+
+
+def test_impossible_compositions_are_refused():
+    parts = tiny_model()
+    streams = {"image_encoder": parts.image_encoder, "text_encoder": parts.text_encoder}
+    with pytest.raises(ConfigError, match="the contrastive head needs a fusion"):
+        ImageTextModel(**streams, contrastive_head=parts.contrastive_head, contrastive_tokens="fusion")
+    with pytest.raises(ConfigError, match="the matching and captioning heads need a fusion"):
+        ImageTextModel(**streams, matching_head=parts.matching_head, captioning_head=parts.captioning_head)
+    with pytest.raises(ConfigError, match="expected encoder or fusion"):
+        tiny_model(contrastive_tokens="patches")
