@@ -17,12 +17,12 @@ FusionStyle = Literal["late", "cross", "co", "merged", "bottleneck", "gated", "q
 FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
 STYLE_OPTIONS: dict[str, tuple[str, ...]] = {
     "late": (),
-    "cross": ("direction",),
-    "co": ("shared_cross",),
-    "merged": (),
+    "cross": ("direction", "norm_first"),
+    "co": ("shared_cross", "norm_first"),
+    "merged": ("norm_first",),
     "bottleneck": ("num_bottlenecks",),
     "gated": ("self_attention",),
-    "qformer": ("num_queries", "cross_every"),
+    "qformer": ("num_queries", "cross_every", "norm_first"),
     "resampler": ("num_latents", "resampler_depth", "inner"),
     "recurrent": ("attention",),
 }
@@ -43,6 +43,9 @@ class FusionConfig(Section):
     modality_dropout: Rate = Field(0.0, description="Share of the examples that lose their text or their image in training.")
     direction: Literal["text", "image", "both"] | None = Field(None, description="Who queries whom (cross).")
     shared_cross: bool | None = Field(None, description="One cross-attention for both directions, as LXMERT (co).")
+    norm_first: bool | None = Field(
+        None, description="Normalise before each part, or after it as BERT (cross, co, merged, qformer)."
+    )
     num_bottlenecks: Positive | None = Field(None, description="Tokens between the streams (bottleneck).")
     self_attention: bool | None = Field(None, description="A language block after each gated cross-attention (gated).")
     num_queries: Positive | None = Field(None, description="Learned queries (qformer).")
@@ -54,27 +57,32 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _known_to_the_style(self) -> FusionConfig:
-        known = STYLE_OPTIONS[self.style]
-        for option in dict.fromkeys(option for options in STYLE_OPTIONS.values() for option in options):
-            if option in known or getattr(self, option) is None:
-                continue
-            having = [style for style, options in STYLE_OPTIONS.items() if option in options]
-            raise ValueError(
-                f"{option}: expected none, since style {self.style} has no {option} (style {' and '.join(having)} has), "
-                f"found {getattr(self, option)}"
-            )
         if self.inner == "resampler":
             raise ValueError("inner: expected another style than the resampler itself, found resampler")
+        known = {*STYLE_OPTIONS[self.style], *self._inner_options}
+        for option in (option for options in STYLE_OPTIONS.values() for option in options):
+            if option in known or getattr(self, option) is None:
+                continue
+            having = " and ".join(style for style, options in STYLE_OPTIONS.items() if option in options)
+            raise ValueError(
+                f"{option}: expected none, since style {self.style} has no {option} (style {having} has), "
+                f"found {getattr(self, option)}"
+            )
         return self
 
+    @property
+    def _inner_options(self) -> tuple[str, ...]:
+        return STYLE_OPTIONS[self.inner or "cross"] if self.style == "resampler" else ()
+
     def options(self) -> dict[str, Any]:
-        """The arguments of the style's class that the recipe sets.
+        """The arguments of the style's class that the recipe sets; those of a resampler's inner style together.
 
         Example:
             >>> from mmfusion.config import FusionConfig
             >>> sorted(set(FusionConfig(style="bottleneck", num_bottlenecks=2).options()) - set(FusionConfig().options()))
             ['num_bottlenecks']
         """
-        return {
-            name: value for name, value in self.model_dump(exclude={"style", "modality_dropout"}).items() if value is not None
-        }
+        options = self.model_dump(exclude={"style", "modality_dropout"})
+        options = {name: value for name, value in options.items() if value is not None}
+        inner = {name: options.pop(name) for name in self._inner_options if name in options}
+        return options | ({"inner_options": inner} if inner else {})

@@ -193,8 +193,9 @@ def test_the_words_of_fusion_styles_are_those_of_the_classes():
 
     common = set(FusionConfig(style="merged").options())
     assert set(STYLES) <= set(FUSION_STYLES) == set(STYLE_OPTIONS)
+    given = {"dim", "image_dim", "inner_options", "fusion", "norm_epsilon"}
     for style, layer in STYLES.items():
-        assert common | {"layer_scale", *STYLE_OPTIONS[style]} >= keyword_only(layer) - {"dim", "image_dim"}, style
+        assert common | {"layer_scale", *STYLE_OPTIONS[style]} == keyword_only(layer) - given, style
 
 
 def keyword_only(layer: type) -> set[str]:
@@ -211,6 +212,9 @@ def test_options_of_another_style_are_told_with_the_style_that_has_them(recipe_f
     recipe = load_recipe(recipe_file, ["fusion.style=qformer", "fusion.num_queries=8"])
     assert recipe.fusion.options()["num_queries"] == 8 and "cross_every" not in recipe.fusion.options()
     assert "another style" in refused(recipe_file, "fusion={style: resampler, inner: resampler}")
+    inner = load_recipe(recipe_file, ["fusion={style: resampler, inner: gated, num_heads: 2, self_attention: false}"]).fusion
+    assert inner.options()["inner_options"] == {"self_attention": False}
+    assert "style gated has" in refused(recipe_file, "fusion={style: resampler, num_heads: 2, self_attention: false}")
 
 
 @pytest.mark.parametrize(

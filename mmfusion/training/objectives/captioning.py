@@ -60,6 +60,4 @@ class CaptioningObjective:
         model, training = forward.model, forward.training
         if not (training and self.attention_coverage):
             return model.caption_logits(forward.patches, token_ids, mask, training=training), None
-        text = model.text_encoder(token_ids, token_mask=mask, causal=True, training=training)
-        fused = model.fusion(text, forward.patches, text_mask=mask, causal=True, return_scores=True, training=training)
-        return model.text_encoder.logits(model.captioning_head(fused.text)), fused.scores
+        return model.caption_logits(forward.patches, token_ids, mask, training=training, return_scores=True)
