@@ -34,3 +34,20 @@ def check(
     from mmfusion.cli.data_report import report
 
     report(source, overrides or [], as_json=as_json, output=output)
+
+
+@app.command("make-clips")
+def make(
+    folder: Annotated[Path, typer.Argument(help="Where to; a new folder.", show_default=False)],
+    task: Annotated[str, typer.Option(help="motion: GIFs of moving icons; order: rows of two pictures.")] = "motion",
+    copies: Annotated[int, typer.Option(min=1, help="Training clips of each thing and motion.")] = 5,
+    things: Annotated[int, typer.Option(min=2, help="How many different things.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+) -> None:
+    """Write a small data set of moving icons (Twemoji) whose captions no single picture can tell."""
+    from mmfusion.cli.environment import quiet_tensorflow
+
+    quiet_tensorflow()
+    from mmfusion.data.clip_maker import make_clips
+
+    typer.echo(f"written: {make_clips(folder, task=task, copies=copies, things=things, seed=seed)}")

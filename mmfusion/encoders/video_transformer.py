@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,8 +35,11 @@ class VideoTransformer(keras.layers.Layer):
         num_heads: Attention heads. Default 4.
         mlp_ratio: Hidden width of the feed-forward part over D. Default 4.
         dropout: Rate after attention and feed-forward. Default 0.
+        attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of the last block; it grows linearly from 0 with depth. Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        block_options: Further arguments of each block, such as ``{"query_key_norm": True}``. Default none.
 
     Call arguments:
         images: ``float[B, F, H, W, 3]``, normalised as the data pipeline does.
@@ -73,8 +76,11 @@ class VideoTransformer(keras.layers.Layer):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
         kernel: str = "exact",
+        block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -99,8 +105,11 @@ class VideoTransformer(keras.layers.Layer):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
+        self.layer_scale = layer_scale
         self.kernel = kernel
+        self.block_options = dict(block_options or {})
         self.embedding = TubeletEmbedding(
             patch_size=patch_size, tubelet_size=tubelet_size, dim=dim, dtype=self.dtype_policy, name="tubelet_embedding"
         )
@@ -113,10 +122,13 @@ class VideoTransformer(keras.layers.Layer):
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
             "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "layer_scale": self.layer_scale,
             "stochastic_depth": self.stochastic_depth * index / max(self.depth - 1, 1),
             "kernel": self.kernel,
             "dtype": self.dtype_policy,
             "name": f"block_{index}",
+            **self.block_options,
         }
         if self.attention == "tiled":
             return TransformerBlock(**options)
@@ -165,6 +177,6 @@ class VideoTransformer(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "image_size", "num_frames", "patch_size", "tubelet_size", "attention", "dim", "depth", "num_heads", "mlp_ratio",
-            "dropout", "stochastic_depth", "kernel",
+            "dropout", "attention_dropout", "stochastic_depth", "layer_scale", "kernel", "block_options",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -12,6 +12,7 @@ from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
+from mmfusion.layers.layer_scale import LayerScale
 from mmfusion.layers.masks import without_masked
 from mmfusion.layers.stochastic_depth import StochasticDepth
 
@@ -27,9 +28,13 @@ class SpaceTimeBlock(keras.layers.Layer):
         num_frames: Frames of a clip, F.
         num_heads: Attention heads of both.
         mlp_ratio: Hidden width of the feed-forward part over the tokens'. Default 4.
+        num_key_value_heads: See `Attention`.
         kernel: See `Attention`. Default ``"exact"``.
         dropout: Rate after each branch. Default 0.
+        attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches. Default 0.
+        layer_scale: Initial gain of each branch; None has no gain. Default None.
+        query_key_norm: See `Attention`. Default False.
 
     Call arguments:
         tokens: ``float[B, F · P, D]``, frame by frame.
@@ -58,9 +63,13 @@ class SpaceTimeBlock(keras.layers.Layer):
         num_frames: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
+        num_key_value_heads: int | None = None,
         kernel: str = "exact",
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        layer_scale: float | None = None,
+        query_key_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -69,17 +78,37 @@ class SpaceTimeBlock(keras.layers.Layer):
         self.num_frames = num_frames
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
+        self.num_key_value_heads = num_key_value_heads
         self.kernel = kernel
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
+        self.layer_scale = layer_scale
+        self.query_key_norm = query_key_norm
         self.supports_masking = True
         self.space_norm, self.time_norm, self.feed_forward_norm = (
             keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name=f"{name}_norm")
             for name in ("space", "time", "feed_forward")
         )
         self.space, self.time = (
-            Attention(num_heads=num_heads, kernel=kernel, dtype=self.dtype_policy, name=f"{name}_attention")
+            Attention(
+                num_heads=num_heads,
+                num_key_value_heads=num_key_value_heads,
+                kernel=kernel,
+                dropout=attention_dropout,
+                query_key_norm=query_key_norm,
+                dtype=self.dtype_policy,
+                name=f"{name}_attention",
+            )
             for name in ("space", "time")
+        )
+        self.gains = (
+            {}
+            if layer_scale is None
+            else {
+                branch: LayerScale(initial=layer_scale, dtype=self.dtype_policy, name=f"{branch}_scale")
+                for branch in ("space", "time", "feed_forward")
+            }
         )
         self.feed_forward: Any = None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
@@ -90,7 +119,15 @@ class SpaceTimeBlock(keras.layers.Layer):
         self._dim = check_width(tokens_shape, "tokens", self.name)
         tokens_shape = (None, None, self._dim)
         self.feed_forward = FeedForward(hidden_dim=int(self._dim * self.mlp_ratio), dtype=self.dtype_policy, name="feed_forward")
-        for layer in (self.space_norm, self.time_norm, self.feed_forward_norm, self.space, self.time, self.feed_forward):
+        for layer in (
+            self.space_norm,
+            self.time_norm,
+            self.feed_forward_norm,
+            self.space,
+            self.time,
+            self.feed_forward,
+            *self.gains.values(),
+        ):
             layer.build(tokens_shape)
         self.built = True
 
@@ -111,25 +148,32 @@ class SpaceTimeBlock(keras.layers.Layer):
             context_mask=None if mask is None else frames.of_space(mask),
             training=training,
         )
-        tokens = tokens + self._branch(frames.from_space(seen), training)
+        tokens = tokens + self._branch("space", frames.from_space(seen), training)
         seen = self.time(
             frames.of_time(self.time_norm(tokens)),
             context_mask=None if mask is None else frames.of_time(mask),
             training=training,
         )
-        tokens = tokens + self._branch(frames.from_time(seen), training)
-        return tokens + self._branch(self.feed_forward(self.feed_forward_norm(tokens), training=training), training)
+        tokens = tokens + self._branch("time", frames.from_time(seen), training)
+        hidden = self.feed_forward(self.feed_forward_norm(tokens), training=training)
+        return tokens + self._branch("feed_forward", hidden, training)
 
     def compute_mask(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor | None:
         """The mask, unchanged."""
         return mask
 
-    def _branch(self, output: KerasTensor, training: bool | None) -> KerasTensor:
-        return self.drop_branch(self.dropout_layer(output, training=training), training=training)
+    def _branch(self, name: str, output: KerasTensor, training: bool | None) -> KerasTensor:
+        output = self.dropout_layer(output, training=training)
+        if name in self.gains:
+            output = self.gains[name](output)
+        return self.drop_branch(output, training=training)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("num_frames", "num_heads", "mlp_ratio", "kernel", "dropout", "stochastic_depth")
+        names = (
+            "num_frames", "num_heads", "mlp_ratio", "num_key_value_heads", "kernel", "dropout", "attention_dropout",
+            "stochastic_depth", "layer_scale", "query_key_norm",
+        )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

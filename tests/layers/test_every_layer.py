@@ -117,8 +117,10 @@ CASES = {
     ),
     "space time block": Case(
         SpaceTimeBlock,
-        {"num_frames": 3, "num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.1, "stochastic_depth": 0.1, "kernel": "chunked"},
-        {"tokens": stream(B, 6, D), "mask": padding([6, 4], 6)}, (B, 6, D), 26, 8 * PROJECTION + 4 * D * D + 3 * D + 6 * D,
+        {"num_frames": 3, "num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.1, "stochastic_depth": 0.1, "kernel": "chunked",
+         "layer_scale": 0.2, "query_key_norm": True, "num_key_value_heads": 1},
+        {"tokens": stream(B, 6, D), "mask": padding([6, 4], 6)}, (B, 6, D), 33,
+        4 * PROJECTION + 4 * (D * 4 + 4) + 4 * 4 + 4 * D * D + 3 * D + 6 * D + 3 * D,
     ),
     "token embedding": Case(
         TokenEmbedding,
