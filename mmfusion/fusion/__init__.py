@@ -9,6 +9,7 @@ from mmfusion.fusion.gated_fusion import GatedFusion
 from mmfusion.fusion.late_fusion import LateFusion
 from mmfusion.fusion.merged_fusion import MergedFusion
 from mmfusion.fusion.qformer_fusion import QFormerFusion
+from mmfusion.fusion.recurrent_fusion import RecurrentCache, RecurrentFusion
 from mmfusion.fusion.resampler_fusion import ResamplerFusion
 
 # The door where further styles enter: a word in a recipe names a class here.
@@ -21,6 +22,7 @@ STYLES: dict[str, type[Fusion]] = {
     "gated": GatedFusion,
     "qformer": QFormerFusion,
     "resampler": ResamplerFusion,
+    "recurrent": RecurrentFusion,
 }
 
 __all__ = [
@@ -36,5 +38,7 @@ __all__ = [
     "LateFusion",
     "MergedFusion",
     "QFormerFusion",
+    "RecurrentCache",
+    "RecurrentFusion",
     "ResamplerFusion",
 ]

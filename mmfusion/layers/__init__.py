@@ -1,14 +1,18 @@
 """Attention and transformer blocks; `keras.ops` only, so they run on every Keras backend."""
 
+from mmfusion.layers.additive_attention import AdditiveAttention
 from mmfusion.layers.attention import KERNELS, Attention
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.attention_pooling import AttentionPooling
+from mmfusion.layers.attentive_lstm import AttentiveLSTM, AttentiveLSTMOutput, LSTMState
 from mmfusion.layers.block_output import BlockOutput
 from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.gated_cross_attention import GatedCrossAttention, GatedOutput
 from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.memory_attention import MemoryOutput, ProjectedMemory
 from mmfusion.layers.modality_dropout import ModalityDropout
+from mmfusion.layers.multiplicative_attention import MultiplicativeAttention
 from mmfusion.layers.patch_embedding import PatchEmbedding
 from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOutput
 from mmfusion.layers.qformer_block import QFormerBlock
@@ -20,9 +24,12 @@ from mmfusion.layers.tubelet_embedding import TubeletEmbedding
 
 __all__ = [
     "KERNELS",
+    "AdditiveAttention",
     "Attention",
     "AttentionOutput",
     "AttentionPooling",
+    "AttentiveLSTM",
+    "AttentiveLSTMOutput",
     "BlockCache",
     "BlockOutput",
     "ContextCache",
@@ -30,10 +37,14 @@ __all__ = [
     "GatedCrossAttention",
     "GatedOutput",
     "KeyValueCache",
+    "LSTMState",
     "LayerScale",
+    "MemoryOutput",
     "ModalityDropout",
+    "MultiplicativeAttention",
     "PatchEmbedding",
     "PerceiverResampler",
+    "ProjectedMemory",
     "QFormerBlock",
     "ResamplerOutput",
     "SpaceTimeBlock",

@@ -137,3 +137,45 @@ def block(layer, tokens, mask=None, context=None, context_mask=None, causal=Fals
     feed = layer.feed_forward
     hidden = gelu(dense(feed.hidden, layer_norm(layer.feed_forward_norm, tokens)))
     return tokens + dense(feed.output_dense, hidden)
+
+
+def memory_attention(layer, query, memory, mask=None) -> tuple[np.ndarray, np.ndarray]:
+    """Context ``[B, Dm]`` and weights ``[B, H, S]`` of additive or multiplicative attention, asked by ``[B, D]``."""
+    mask = np.ones(memory.shape[:2], bool) if mask is None else mask
+    memory = np.where(mask[..., None], memory, 0.0)
+    key = memory if layer.memory_projection is None else dense(layer.memory_projection, memory)
+    asked = dense(layer.query_projection, query) if hasattr(layer, "query_projection") else query
+    heads, contexts, scores = layer.num_heads, [], []
+    for head in range(heads):
+        q, k, value = (np.split(x, heads, axis=-1)[head] for x in (asked, key, memory))
+        if hasattr(layer, "energy"):
+            logits = np.tanh(q[:, None] + k) @ to_numpy(layer.energy)[head]
+        else:
+            logits = (q[:, None] * k).sum(-1) * (q.shape[-1] ** -0.5 if layer.scaled else 1.0)
+        scores.append(softmax(logits, mask))
+        contexts.append((scores[-1][..., None] * value).sum(1))
+    return np.concatenate(contexts, axis=-1), np.stack(scores, axis=1)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def attentive_lstm(layer, tokens, memory, tokens_mask=None, memory_mask=None, reverse=False) -> dict[str, np.ndarray]:
+    """Hidden states, contexts and weights of an `AttentiveLSTM`, step by step."""
+    tokens_mask = np.ones(tokens.shape[:2], bool) if tokens_mask is None else tokens_mask
+    real = np.ones(memory.shape[:2], bool) if memory_mask is None else memory_mask
+    mean = np.where(real[..., None], memory, 0.0).sum(1) / np.maximum(real.sum(1, keepdims=True), 1)
+    h, c = np.tanh(dense(layer.first_hidden, mean)), np.tanh(dense(layer.first_cell, mean))
+    steps: dict[int, tuple] = {}
+    for t in reversed(range(tokens.shape[1])) if reverse else range(tokens.shape[1]):
+        context, weights = memory_attention(layer.attend, h, memory, memory_mask)
+        context = sigmoid(dense(layer.gate, h)) * context
+        now = tokens_mask[:, t, None]
+        gates = dense(layer.inputs, np.where(now, tokens[:, t], 0.0)) + dense(layer.recurrent, h) + dense(layer.seen, context)
+        enter, forget, candidate, leave = np.split(gates, 4, axis=-1)
+        new_c = sigmoid(forget + 1) * c + sigmoid(enter) * np.tanh(candidate)
+        h, c = np.where(now, sigmoid(leave) * np.tanh(new_c), h), np.where(now, new_c, c)
+        steps[t] = (h, context, weights)
+    hidden, context, weights = (np.stack([steps[t][i] for t in sorted(steps)], axis=1) for i in range(3))
+    return {"hidden": hidden, "context": context, "weights": weights.swapaxes(1, 2)}
