@@ -5,15 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from factories import randomized
+from gradients import graph, to_numpy
 
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
-
-
-def to_numpy(value):
-    return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
 
 
 def text_encoder(**options):
@@ -128,11 +124,11 @@ def test_cached_reading_of_an_unknown_number_of_tokens():
     encoder = TextTransformer(vocabulary_size=20, max_length=8, dim=8, depth=1, num_heads=2)
     encoder.build((None, 8))
 
-    @tf.function(input_signature=[tf.TensorSpec((2, None), tf.int32)])
     def read(ids):
         tokens, cache = encoder(ids, cache=encoder.init_cache(2, 8))
         return tokens, cache.position
 
+    read = graph(read, ((2, None), "int32"))
     for length in (1, 3):
         ids = np.full((2, length), 5, "int32")
         tokens, position = read(ids)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 from factories import randomized
-
-
-def to_numpy(value) -> np.ndarray:
-    return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+from gradients import to_numpy
 
 
 def stream(*shape: int, seed: int = 0) -> np.ndarray:

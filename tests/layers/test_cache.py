@@ -5,7 +5,8 @@ from __future__ import annotations
 import layer_reference as reference
 import numpy as np
 import pytest
-import tensorflow as tf
+from gradients import graph
+from keras import ops
 from layer_reference import built, padding, stream, to_numpy
 
 from mmfusion.errors import ConfigError
@@ -94,15 +95,16 @@ def test_steps_in_a_graph_equal_steps_outside(kernel):
     layer = built(Attention(num_heads=2, rotary=True, **kernel), (None, None, D))
     tokens = stream(B, T, D)
 
-    @tf.function
     def read(tokens):
-        cache, outputs = layer.init_cache(tf.shape(tokens)[0], ROOM), tf.TensorArray("float32", T)
-        for t in tf.range(T):
-            output, _, cache = layer(tokens[:, t : t + 1], cache=cache)
-            outputs = outputs.write(t, output[:, 0])
-        return tf.transpose(outputs.stack(), (1, 0, 2))
+        def step(t, cache, outputs):
+            token = ops.take(tokens, ops.reshape(t, (1,)), axis=1)
+            output, _, cache = layer(token, cache=cache)
+            return t + 1, cache, ops.slice_update(outputs, (0, t, 0), output)
 
-    np.testing.assert_allclose(read(tokens).numpy(), to_numpy(layer(tokens, causal=True)), atol=2e-5)
+        state = ops.convert_to_tensor(0), layer.init_cache(ops.shape(tokens)[0], ROOM), ops.zeros_like(tokens)
+        return ops.while_loop(lambda t, *_: t < T, step, state)[2]
+
+    np.testing.assert_allclose(graph(read)(tokens), to_numpy(layer(tokens, causal=True)), atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_float16"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from gradients import graph, tensorflow_only, value_and_gradients
+from keras import ops
 from layer_reference import built, padding, stream, to_numpy
 
 from mmfusion.layers import Attention
@@ -27,18 +29,16 @@ MASKS = {
 }
 
 
-def heads(dtype: str = "float32") -> list[tf.Tensor]:
-    return [tf.constant(tf.cast(stream(B, H, n, WIDTH, seed=seed), dtype)) for seed, n in enumerate((T, S, S))]
+def heads(dtype: str = "float32") -> list[Any]:
+    return [ops.cast(stream(B, H, n, WIDTH, seed=seed), dtype) for seed, n in enumerate((T, S, S))]
 
 
 def value_and_gradient(kernel, dtype: str = "float32") -> list[np.ndarray]:
     tensors, upstream = heads(dtype), stream(B, H, T, WIDTH, seed=7)
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        output = kernel(*tensors)
-        loss = tf.reduce_sum(tf.cast(output, "float32") * upstream)
+    output = kernel(*tensors)
     assert output.dtype == dtype
-    return [to_numpy(x) for x in (output, *tape.gradient(loss, tensors))]
+    _, gradients = value_and_gradients(lambda *x: ops.sum(ops.cast(kernel(*x), "float32") * upstream), tensors)
+    return [to_numpy(output), *gradients]
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -62,15 +62,8 @@ def test_half_precision(dtype, tolerance):
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
 def test_chunked_in_a_graph(compiled):
     mask = MASKS["causal keys"]
-
-    @tf.function(jit_compile=compiled)
-    def graph(q, k, v, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch([q, k, v])
-            output = chunked_attention(q, k, v, mask, 4)
-        return output, *tape.gradient(output, [q, k, v], upstream)
-
-    found = graph(*heads(), stream(B, H, T, WIDTH, seed=7))
+    kernel = graph(lambda q, k, v: chunked_attention(q, k, v, mask, 4), jit_compile=compiled)
+    found = value_and_gradient(kernel)
     exact = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, mask)[0])
     for one, two in zip(found, exact, strict=True):
         np.testing.assert_allclose(one, two, atol=3e-6)
@@ -100,7 +93,7 @@ def test_one_key_is_no_reason_to_warn():
         np.testing.assert_array_equal(attention_weights(query, key[:, :, :1]), 1.0)
 
 
-def sizes(function: tf.types.experimental.ConcreteFunction) -> list[tuple[int, str, str]]:
+def sizes(function: Any) -> list[tuple[int, str, str]]:
     """Elements of every tensor of a traced function, loops included, in descending order."""
     found, waiting, seen = [], [function.graph], set()
     while waiting:
@@ -116,7 +109,10 @@ def sizes(function: tf.types.experimental.ConcreteFunction) -> list[tuple[int, s
     return sorted(found, reverse=True)
 
 
+@tensorflow_only
 def test_memory_of_chunked_is_linear():
+    import tensorflow as tf
+
     batch, length, width, chunk = 2, 96, 8, 4
     layer = built(Attention(num_heads=2, kernel="chunked", chunk_size=chunk), (None, None, width))
 
@@ -135,7 +131,10 @@ def test_memory_of_chunked_is_linear():
     assert largest[0] <= limit, largest
 
 
+@tensorflow_only
 def test_the_memory_test_sees_a_quadratic_kernel():
+    import tensorflow as tf
+
     layer = built(Attention(num_heads=2, kernel="chunked", chunk_size=4), (None, None, 8))
     function = tf.function(lambda x, m: layer(x, context_mask=m, return_scores=True).output)
     with pytest.raises(AssertionError, match="were not found"):
