@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# JAX compiles each operation of each shape, a loop even each time: most of these tests' time. What was compiled once is kept.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core for itself: more threads only get into each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
