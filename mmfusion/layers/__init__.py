@@ -1,6 +1,7 @@
 """Attention and transformer blocks; `keras.ops` only, so they run on every Keras backend."""
 
 from mmfusion.layers.additive_attention import AdditiveAttention
+from mmfusion.layers.attach import attach
 from mmfusion.layers.attention import KERNELS, Attention
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.attention_pooling import AttentionPooling
@@ -10,6 +11,7 @@ from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.gated_cross_attention import GatedCrossAttention, GatedOutput
 from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.map_attention import MapAttention
 from mmfusion.layers.memory_attention import MemoryOutput, ProjectedMemory
 from mmfusion.layers.modality_dropout import ModalityDropout
 from mmfusion.layers.multiplicative_attention import MultiplicativeAttention
@@ -39,6 +41,7 @@ __all__ = [
     "KeyValueCache",
     "LSTMState",
     "LayerScale",
+    "MapAttention",
     "MemoryOutput",
     "ModalityDropout",
     "MultiplicativeAttention",
@@ -52,4 +55,5 @@ __all__ = [
     "TokenEmbedding",
     "TransformerBlock",
     "TubeletEmbedding",
+    "attach",
 ]
