@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.scores import renormalized
+
 
 def latents_mask(image_mask: KerasTensor | None, count: int) -> KerasTensor | None:
     """Which of `count` tokens that stand for an image are real: all, or none where the image has no real patch.
@@ -23,18 +25,6 @@ def latents_mask(image_mask: KerasTensor | None, count: int) -> KerasTensor | No
     if image_mask is None:
         return None
     return ops.repeat(ops.any(image_mask, axis=1, keepdims=True), count, axis=1)
-
-
-def renormalized(scores: KerasTensor) -> KerasTensor:
-    """Rows of weights that sum to 1, or stay 0 where they are 0.
-
-    Example:
-        >>> import numpy as np
-        >>> renormalized(np.array([[1.0, 3.0], [0.0, 0.0]], "float32")).numpy().tolist()
-        [[0.25, 0.75], [0.0, 0.0]]
-    """
-    total = ops.sum(scores, axis=-1, keepdims=True)
-    return ops.where(total > 0, scores / ops.where(total > 0, total, 1.0), 0.0)
 
 
 def through_latents(to_latents: KerasTensor, to_patches: KerasTensor) -> KerasTensor:

@@ -11,7 +11,8 @@ from keras import KerasTensor, ops
 from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
-from mmfusion.fusion.latents import latents_mask, renormalized, through_latents
+from mmfusion.fusion.latents import latents_mask, through_latents
+from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockCache, QFormerBlock
 from mmfusion.layers.masks import length_of
 
@@ -141,6 +142,7 @@ class QFormerFusion(Fusion):
                 mlp_ratio=mlp_ratio,
                 cross_attention=index % cross_every == 0,
                 kernel=kernel,
+                num_global_tokens=num_queries if kernel == "local" else 0,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 stochastic_depth=self.stochastic_depth_at(index),
@@ -279,12 +281,12 @@ class QFormerFusion(Fusion):
         """Of queries then text, ``bool[B, M]`` for M places; None where all are real."""
         if queries_mask is None and text_mask is None:
             return None
-        batch, length = ops.shape(places)[0], length_of(places)
-        if queries_mask is None:
-            queries_mask = ops.ones((batch, self.num_queries), "bool")
-        if text_mask is None:
-            text_mask = ops.ones((batch, length - self.num_queries), "bool")
-        return ops.concatenate([ops.broadcast_to(mask, (batch, mask.shape[1])) for mask in (queries_mask, text_mask)], axis=1)
+        sizes = (self.num_queries, length_of(places) - self.num_queries)
+        masks = (
+            ops.broadcast_to(ops.ones((1, 1), "bool") if mask is None else mask, (ops.shape(places)[0], size))
+            for mask, size in zip((queries_mask, text_mask), sizes, strict=True)
+        )
+        return ops.concatenate(list(masks), axis=1)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""

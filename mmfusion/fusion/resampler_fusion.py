@@ -11,7 +11,8 @@ from keras import KerasTensor, ops
 from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
-from mmfusion.fusion.latents import latents_mask, renormalized, through_latents
+from mmfusion.fusion.latents import latents_mask, through_latents
+from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import PerceiverResampler
 from mmfusion.layers.masks import without_masked
 
@@ -37,7 +38,7 @@ class ResamplerFusion(Fusion):
 
     Cost of a pass with P image tokens, N latents, widths D and Di, R resampler layers, H heads, ratio r: that of the inner style
     with N image tokens, and ``2·R·(2·(P + N)·D² + 2·N·D²·(1 + r) + 2·N·(P + N)·D)`` floating point operations (and ``2·P·D·Di``
-    where Di is not D); ``O(R·((P + N)·3·D + N·D·(4 + r)))`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with the
+    where Di is not D); ``O(R·((P + N)·3·D + N·D·(4 + r)) + P·Di)`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with the
     exact kernel. `cost` says them for given sizes.
 
     Args:

@@ -31,6 +31,7 @@ class QFormerBlock(keras.layers.Layer):
         mlp_ratio: Hidden width of the feed-forward parts over the tokens'. Default 4.
         cross_attention: Whether the queries look at a context. Default True.
         kernel: See `Attention`. Default ``"exact"``.
+        num_global_tokens: See `Attention`; with ``kernel="local"`` the number of queries, which have no place. Default 0.
         activation: Of the feed-forward parts. Default ``"gelu"``.
         dropout: Rate after each branch. Default 0.
         attention_dropout: Rate of attention weights. Default 0.
@@ -75,6 +76,7 @@ class QFormerBlock(keras.layers.Layer):
         mlp_ratio: float = 4.0,
         cross_attention: bool = True,
         kernel: str = "exact",
+        num_global_tokens: int = 0,
         activation: str = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -89,6 +91,7 @@ class QFormerBlock(keras.layers.Layer):
         self.mlp_ratio = mlp_ratio
         self.cross_attention = cross_attention
         self.kernel = kernel
+        self.num_global_tokens = num_global_tokens
         self.activation = activation
         self.dropout = dropout
         self.attention_dropout = attention_dropout
@@ -110,14 +113,19 @@ class QFormerBlock(keras.layers.Layer):
                 for branch in self._branches
             }
         )
-        self.attention = self._attention("self_attention")
+        self.attention = self._attention("self_attention", num_global_tokens=num_global_tokens)
         self.cross = self._attention("cross_attention") if cross_attention else None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.drop_branch = StochasticDepth(rate=stochastic_depth, dtype=self.dtype_policy, name="stochastic_depth")
 
-    def _attention(self, name: str) -> Attention:
+    def _attention(self, name: str, **options: Any) -> Attention:
         return Attention(
-            num_heads=self.num_heads, kernel=self.kernel, dropout=self.attention_dropout, dtype=self.dtype_policy, name=name
+            num_heads=self.num_heads,
+            kernel=self.kernel,
+            dropout=self.attention_dropout,
+            dtype=self.dtype_policy,
+            name=name,
+            **options,
         )
 
     def build(self, tokens_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None) -> None:
@@ -172,11 +180,12 @@ class QFormerBlock(keras.layers.Layer):
         mask = self._check_call(tokens, mask, context, num_queries, cache)
         if cache is None:
             tokens = without_masked(tokens, mask)
-            mask = _causal(mask, length_of(tokens), num_queries) if causal else mask
         extended = cache is not None or return_scores
         result = self.attention(
             self._before("attention", tokens),
             context_mask=mask,
+            causal=causal,
+            prefix_length=num_queries if causal and num_queries else None,
             cache=None if cache is None else cache.self_attention,
             return_scores=return_scores,
             training=training,
@@ -238,14 +247,7 @@ class QFormerBlock(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
-            "num_heads", "mlp_ratio", "cross_attention", "kernel", "activation", "dropout", "attention_dropout",
-            "stochastic_depth", "layer_scale", "norm_first", "norm_epsilon",
+            "num_heads", "mlp_ratio", "cross_attention", "kernel", "num_global_tokens", "activation", "dropout",
+            "attention_dropout", "stochastic_depth", "layer_scale", "norm_first", "norm_epsilon",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _causal(mask: KerasTensor | None, length: int | KerasTensor, num_queries: int) -> KerasTensor:
-    """``bool[B or 1, M, M]``: token m sees the real tokens up to itself, a query all queries."""
-    places = ops.arange(length, dtype="int32")
-    seen = places[None, None, :] <= ops.maximum(places, num_queries - 1)[None, :, None]
-    return seen if mask is None else ops.logical_and(seen, mask[:, None, :])
