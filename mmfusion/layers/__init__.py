@@ -11,13 +11,16 @@ from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.gated_cross_attention import GatedCrossAttention, GatedOutput
 from mmfusion.layers.layer_scale import LayerScale
+from mmfusion.layers.learned_positions import LearnedPositions
 from mmfusion.layers.map_attention import MapAttention
 from mmfusion.layers.memory_attention import MemoryOutput, ProjectedMemory
 from mmfusion.layers.modality_dropout import ModalityDropout
 from mmfusion.layers.multiplicative_attention import MultiplicativeAttention
 from mmfusion.layers.patch_embedding import PatchEmbedding
 from mmfusion.layers.perceiver_resampler import PerceiverResampler, ResamplerOutput
+from mmfusion.layers.positions import resize_grid
 from mmfusion.layers.qformer_block import QFormerBlock
+from mmfusion.layers.sinusoidal_positions import SinusoidalPositions
 from mmfusion.layers.space_time_block import SpaceTimeBlock
 from mmfusion.layers.stochastic_depth import StochasticDepth
 from mmfusion.layers.token_embedding import TokenEmbedding
@@ -41,6 +44,7 @@ __all__ = [
     "KeyValueCache",
     "LSTMState",
     "LayerScale",
+    "LearnedPositions",
     "MapAttention",
     "MemoryOutput",
     "ModalityDropout",
@@ -50,10 +54,12 @@ __all__ = [
     "ProjectedMemory",
     "QFormerBlock",
     "ResamplerOutput",
+    "SinusoidalPositions",
     "SpaceTimeBlock",
     "StochasticDepth",
     "TokenEmbedding",
     "TransformerBlock",
     "TubeletEmbedding",
     "attach",
+    "resize_grid",
 ]

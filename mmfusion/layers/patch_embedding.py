@@ -9,15 +9,17 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.layers.positions import check_positions, sinusoid_grid
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into squares, projects each linearly and adds a learned position: ``W · patch_p + b + position_p``.
+    """Cuts images into squares, projects each linearly and adds a position: ``W · patch_p + b + position_p``.
 
     Args:
         patch_size: Side of a square in pixels.
         dim: Width of the tokens, D.
+        positions: ``"learned"``, ``"sinusoidal"`` (over the grid; D a multiple of 4) or ``"none"``. Default ``"learned"``.
 
     Call arguments:
         images: ``float[B, H, W, 3]``.
@@ -26,8 +28,8 @@ class PatchEmbedding(keras.layers.Layer):
         ``float[B, P, D]``, row-major over `grid`.
 
     Raises:
-        ConfigError: If the images are no multiple of the patch size, have no fixed size when the layer is built, have another
-            size than it was built for, or are not ``float[B, H, W, channels]``.
+        ConfigError: If `positions` are unknown, or the images are no multiple of the patch size, have no fixed size when the
+            layer is built, have another size than it was built for, or are not ``float[B, H, W, channels]``.
 
     Example:
         >>> import numpy as np
@@ -39,15 +41,17 @@ class PatchEmbedding(keras.layers.Layer):
     Source: Dosovitskiy et al. 2021 (arXiv:2010.11929), equation 1.
     """
 
-    def __init__(self, *, patch_size: int, dim: int, **kwargs: Any) -> None:
+    def __init__(self, *, patch_size: int, dim: int, positions: str = "learned", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.patch_size = patch_size
         self.dim = dim
+        self.positions = positions
         self.grid: tuple[int, int] = (0, 0)
         if patch_size < 1 or dim < 1:
             raise ConfigError(
                 "impossible sizes", where=self.name, expected="patch_size and dim at least 1", found=f"{patch_size} and {dim}"
             )
+        check_positions(positions, dim, 2, self.name)
         self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
 
     def build(self, images_shape: Sequence[int | None]) -> None:
@@ -55,11 +59,12 @@ class PatchEmbedding(keras.layers.Layer):
         self.grid = self._grid_of(images_shape)
         self._image_shape = tuple(int(size) for size in images_shape[1:] if size)
         self.projection.build((None, self.patch_size * self.patch_size * self._image_shape[-1]))
-        self.position = self.add_weight(
-            shape=(self.grid[0] * self.grid[1], self.dim),
-            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-            name="position_embedding",
-        )
+        if self.positions == "learned":
+            self.position = self.add_weight(
+                shape=(self.grid[0] * self.grid[1], self.dim),
+                initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                name="position_embedding",
+            )
         self.built = True
 
     def call(self, images: KerasTensor) -> KerasTensor:
@@ -84,7 +89,12 @@ class PatchEmbedding(keras.layers.Layer):
         patches = ops.reshape(images, (batch, rows, side, columns, side, channels))
         patches = ops.transpose(patches, (0, 1, 3, 2, 4, 5))
         patches = ops.reshape(patches, (batch, rows * columns, side * side * channels))
-        return self.projection(patches) + self.position
+        tokens = self.projection(patches)
+        if self.positions == "none":
+            return tokens
+        if self.positions == "learned":
+            return tokens + self.position
+        return tokens + ops.cast(sinusoid_grid(rows, columns, self.dim), tokens.dtype)
 
     def compute_output_shape(self, images_shape: Sequence[int | None]) -> tuple[int | None, int, int]:
         """``[B, P, D]``."""
@@ -105,4 +115,4 @@ class PatchEmbedding(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "patch_size": self.patch_size, "dim": self.dim}
+        return {**super().get_config(), "patch_size": self.patch_size, "dim": self.dim, "positions": self.positions}

@@ -11,6 +11,7 @@ from keras import KerasTensor, ops
 from mmfusion.errors import ConfigError
 from mmfusion.layers.checks import check_tokens
 from mmfusion.layers.masks import length_of
+from mmfusion.layers.positions import check_positions, sinusoids
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -21,6 +22,8 @@ class TokenEmbedding(keras.layers.Layer):
         vocabulary_size: Number of ids, V.
         dim: Width of the tokens, D.
         max_length: Number of positions.
+        positions: ``"learned"``, ``"sinusoidal"`` (D even) or ``"none"``, for attention with rotary positions. Default
+            ``"learned"``.
 
     Call arguments:
         token_ids: ``int[B, T]``.
@@ -30,7 +33,7 @@ class TokenEmbedding(keras.layers.Layer):
         ``float[B, T, D]``.
 
     Raises:
-        ConfigError: If the ids are not ``int[B, T]`` or T is more than `max_length`.
+        ConfigError: If `positions` are unknown, or the ids are not ``int[B, T]`` or T is more than `max_length`.
 
     Example:
         >>> import numpy as np
@@ -43,31 +46,38 @@ class TokenEmbedding(keras.layers.Layer):
     Source: tied input and output layer: Press and Wolf 2017 (arXiv:1608.05859).
     """
 
-    def __init__(self, *, vocabulary_size: int, dim: int, max_length: int, **kwargs: Any) -> None:
+    def __init__(self, *, vocabulary_size: int, dim: int, max_length: int, positions: str = "learned", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.dim = dim
         self.max_length = max_length
+        self.positions = positions
         if min(vocabulary_size, dim, max_length) < 1:
             found = f"vocabulary_size={vocabulary_size}, dim={dim}, max_length={max_length}"
             raise ConfigError("impossible sizes", where=self.name, expected="all at least 1", found=found)
+        check_positions(positions, dim, 1, self.name)
 
     def build(self, token_ids_shape: Sequence[int | None] | None = None) -> None:
         """Builds embedding, positions and the bias of the output layer."""
         initializer = keras.initializers.TruncatedNormal(stddev=0.02)
         self.embedding = self.add_weight(shape=(self.vocabulary_size, self.dim), initializer=initializer, name="embedding")
-        self.position = self.add_weight(
-            shape=(self.max_length, self.dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-            name="position_embedding",
-        )  # fmt: skip
+        if self.positions == "learned":
+            self.position = self.add_weight(
+                shape=(self.max_length, self.dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                name="position_embedding",
+            )  # fmt: skip
         self.output_bias = self.add_weight(shape=(self.vocabulary_size,), initializer="zeros", name="output_bias")
         self.built = True
 
     def call(self, token_ids: KerasTensor, offset: int | KerasTensor = 0) -> KerasTensor:
         """Embeds the tokens; see the class."""
         self._check(token_ids)
-        position = ops.take(self.position, ops.arange(length_of(token_ids), dtype="int32") + offset, axis=0)
-        return ops.take(self.embedding, token_ids, axis=0) + position
+        tokens, places = ops.take(self.embedding, token_ids, axis=0), ops.arange(length_of(token_ids), dtype="int32") + offset
+        if self.positions == "none":
+            return tokens
+        if self.positions == "learned":
+            return tokens + ops.take(self.position, places, axis=0)
+        return tokens + ops.cast(sinusoids(places, self.dim), tokens.dtype)
 
     def _check(self, token_ids: KerasTensor) -> None:
         dtype = keras.backend.standardize_dtype(token_ids.dtype)
@@ -101,4 +111,5 @@ class TokenEmbedding(keras.layers.Layer):
             "vocabulary_size": self.vocabulary_size,
             "dim": self.dim,
             "max_length": self.max_length,
+            "positions": self.positions,
         }
