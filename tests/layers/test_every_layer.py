@@ -16,8 +16,10 @@ from mmfusion.layers import (
     FeedForward,
     GatedCrossAttention,
     LayerScale,
+    LearnedPositions,
     PatchEmbedding,
     PerceiverResampler,
+    SinusoidalPositions,
     SpaceTimeBlock,
     StochasticDepth,
     TokenEmbedding,
@@ -58,6 +60,18 @@ CASES = {
     ),
     "attention rotary": Case(
         Attention, {"num_heads": 2, "rotary": True, "rotary_base": 50.0}, {"query": TOKENS}, (B, N, D), 8, 4 * PROJECTION
+    ),
+    "attention local": Case(
+        Attention, {"num_heads": 2, "kernel": "local", "window": 1, "num_global_tokens": 1, "logit_cap": 5.0},
+        {"query": TOKENS, "context_mask": MASK}, (B, N, D), 8, 4 * PROJECTION,
+    ),
+    "attention linear": Case(
+        Attention, {"num_heads": 2, "kernel": "linear", "feature_map": "softplus"}, CROSS, (B, N, D), 8,
+        2 * PROJECTION + 2 * FOREIGN,
+    ),
+    "attention on a grid": Case(
+        Attention, {"num_heads": 2, "rotary": "2d", "grid": (2, 2), "num_unrotated_tokens": 1}, {"query": TOKENS}, (B, N, D), 8,
+        4 * PROJECTION,
     ),
     "attention pooling": Case(
         AttentionPooling, {"num_heads": 2}, {"tokens": TOKENS, "tokens_mask": MASK}, (B, D), 9, 4 * PROJECTION + D
@@ -106,6 +120,8 @@ CASES = {
     ),
     "feed forward": Case(FeedForward, {"hidden_dim": 9, "dropout": 0.1}, {"tokens": TOKENS}, (B, N, D), 4, 2 * D * 9 + 9 + D),
     "layer scale": Case(LayerScale, {"initial": 0.3}, {"branch": TOKENS}, (B, N, D), 1, D),
+    "learned positions": Case(LearnedPositions, {"length": 9}, {"tokens": TOKENS}, (B, N, D), 1, 9 * D),
+    "sinusoidal positions": Case(SinusoidalPositions, {"base": 50.0}, {"tokens": TOKENS}, (B, N, D), 0, 0),
     "stochastic depth": Case(StochasticDepth, {"rate": 0.4, "seed": 2}, {"branch": TOKENS}, (B, N, D), 0, 0),
     "patch embedding": Case(
         PatchEmbedding, {"patch_size": 2, "dim": D}, {"images": stream(B, 4, 6, 3)}, (B, 6, D), 3, 12 * D + D + 6 * D
