@@ -11,10 +11,12 @@ from mmfusion.config.recipe import Recipe
 from mmfusion.config.train_config import (
     CaptioningConfig,
     ContrastiveConfig,
+    DiagnosticsConfig,
     MaskedLanguageConfig,
     MatchingConfig,
     MomentumConfig,
     ObjectiveConfig,
+    RecoveryConfig,
     TrainConfig,
 )
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, GoalConfig, RangeConfig, TuneConfig
@@ -29,6 +31,7 @@ __all__ = [
     "ContrastiveConfig",
     "DataConfig",
     "DecodingConfig",
+    "DiagnosticsConfig",
     "EvaluationConfig",
     "FusionConfig",
     "GoalConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "ObjectiveConfig",
     "RangeConfig",
     "Recipe",
+    "RecoveryConfig",
     "TextConfig",
     "TextEncoderConfig",
     "TrainConfig",

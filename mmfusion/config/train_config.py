@@ -109,6 +109,27 @@ class ObjectiveConfig(Section):
         return self
 
 
+class DiagnosticsConfig(Section):
+    """What is looked at beside the loss: a few measures of the model's health, with pictures."""
+
+    attention: bool = Field(True, description="Entropy and rank of attention, a head.")
+    gradients: bool = Field(True, description="Norms of gradient, weights and update by depth.")
+    modality: bool = Field(True, description="Share of image and text in the output.")
+    every: Positive = Field(1, description="Epochs between looks.")
+    examples: Annotated[int, Field(ge=2)] = Field(16, description="Validation images that are looked at.")
+
+
+class RecoveryConfig(Section):
+    """Going back to the last good weights when the loss blows up."""
+
+    threshold: Annotated[float, Field(gt=0.0)] = Field(8.0, description="Spreads above the median that are too many.")
+    window: Positive = Field(50, description="Good losses that are remembered.")
+    history: Positive = Field(10, description="Good losses before a finite loss can be too high.")
+    snapshot_every: Positive = Field(20, description="Good steps between snapshots.")
+    max_recoveries: Annotated[int, Field(ge=0)] = Field(3, description="Recoveries before the training ends.")
+    rate_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Factor of the rate at each recovery.")
+
+
 class TrainConfig(Section):
     """How it is trained."""
 
@@ -138,6 +159,8 @@ class TrainConfig(Section):
     monitor: str = Field("val_rsum", description="The figure to choose the best model by.")
     patience: Positive | None = Field(None, description="Validations without gain before training stops.")
     tensorboard: bool = Field(True, description="Write TensorBoard logs.")
+    diagnostics: DiagnosticsConfig | None = Field(None, description="Looks at attention, gradients, modalities; none is off.")
+    recovery: RecoveryConfig | None = Field(None, description="Goes back when the loss blows up; none ends the training.")
 
     @field_validator("freeze")
     @classmethod

@@ -74,6 +74,8 @@ def _read_series(log: Path) -> dict[str, dict[int, float]]:
             continue  # a kill can leave half a line at the end
         if not isinstance(values, dict) or not isinstance(values.get("step"), int):
             continue
+        if values.get("kind", "step") not in ("step", "epoch"):
+            continue  # diagnostics and recoveries have pictures of their own
         for key, value in values.items():
             if key not in _ABOUT_THE_LINE and isinstance(value, int | float) and not isinstance(value, bool):
                 series.setdefault(key, {})[values["step"]] = float(value)

@@ -1,5 +1,6 @@
 """Training: objectives, the loop under tf.distribute, schedules, checkpoints, callbacks."""
 
+from mmfusion.training.adjustable_rate import AdjustableRate
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import LoadedRun, load_run
 from mmfusion.training.freezing import freeze
@@ -11,6 +12,7 @@ from mmfusion.training.train import TrainResult, train
 from mmfusion.training.trainer import Trainer
 
 __all__ = [
+    "AdjustableRate",
     "Checkpoints",
     "LoadedRun",
     "MomentumTeacher",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from mmfusion.errors import ConfigError
+from mmfusion.training.adjustable_rate import AdjustableRate
 
 
 def build_optimizer(
@@ -16,6 +17,7 @@ def build_optimizer(
     weight_decay: float = 0.05,
     beta_2: float = 0.98,
     final_share: float = 0.0,
+    adjustable: bool = False,
 ) -> keras.optimizers.Optimizer:
     """AdamW whose rate rises linearly for ``warmup · steps`` steps, then falls by a cosine.
 
@@ -31,6 +33,7 @@ def build_optimizer(
         weight_decay: Decay a step is ``rate · weight_decay``. Default 0.05.
         beta_2: Decay of the second moment. Default 0.98.
         final_share: Share of the rate that is left at the end. Default 0.
+        adjustable: Whether the rate is an `AdjustableRate`, which a `LossRecovery` can lower. Default False.
 
     Returns:
         The optimizer, built for the variables.
@@ -54,13 +57,15 @@ def build_optimizer(
     if steps < 1 or not variables:
         raise ConfigError("nothing to train", expected="steps and variables", found=f"{steps} steps, {len(variables)} variables")
     warmup_steps = min(round(warmup * steps), steps - 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
+    schedule: keras.optimizers.schedules.LearningRateSchedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup_steps else learning_rate,
         decay_steps=max(steps - warmup_steps, 1),
         alpha=final_share,
         warmup_target=learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
+    if adjustable:
+        schedule = AdjustableRate(schedule)
     optimizer = keras.optimizers.AdamW(
         learning_rate=schedule, weight_decay=weight_decay, beta_1=0.9, beta_2=beta_2, epsilon=1e-8, name="adam_w"
     )

@@ -19,7 +19,7 @@ from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.evaluation.figures import draw_learning_curves
 from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
-from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, ProgressBar, Validation, save_model
+from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, LossRecovery, ProgressBar, Validation, save_model
 from mmfusion.training.checkpoints import Checkpoints
 from mmfusion.training.experiment import image_transform, prepare_model, prepare_source, prepare_tokenizer
 from mmfusion.training.freezing import freeze
@@ -111,6 +111,7 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
             warmup=options.warmup,
             weight_decay=options.weight_decay,
             beta_2=options.beta_2,
+            adjustable=options.recovery is not None and options.recovery.rate_factor < 1.0,
         )
         trainer.compile(optimizer=optimizer, jit_compile=options.jit_compile)
 
@@ -153,9 +154,12 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     )
     stop = StopSignals()
     bar = ProgressBar(total_steps=epoch_steps * options.epochs, epochs=options.epochs, start_step=step)
+    log = JsonLinesLog(run.train_log, start_step=step)
+    recovery = _recovery(recipe, log, console, step, progress.get("recovery"))
     callbacks = [
+        *([recovery] if recovery else []),
         validation,
-        JsonLinesLog(run.train_log, start_step=step),
+        log,
         *([keras.callbacks.TensorBoard(run.tensorboard, write_graph=False)] if options.tensorboard else []),
         bar,
         Checkpointing(
@@ -170,6 +174,7 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
                 "validation": validation.state,
                 "stopped": trainer.stop_training,
                 "means": trainer.running_means(),
+                "recovery": recovery and recovery.state,
             },
         ),
     ]
@@ -228,6 +233,21 @@ def _teacher(recipe: Recipe, model: ImageTextModel, steps: int) -> MomentumTeach
         return None
     options = {"decay": momentum.decay, "queue_size": momentum.queue_size, "alpha": momentum.alpha}
     return MomentumTeacher(model, warmup_steps=round(momentum.warmup * steps), **options)
+
+
+def _recovery(
+    recipe: Recipe, log: JsonLinesLog, console: Console, step: int, state: dict[str, Any] | None
+) -> LossRecovery | None:
+    options = recipe.train.recovery
+    if options is None:
+        return None
+
+    def tell(kind: str, event: dict[str, Any]) -> None:
+        log.write(kind, event)
+        back = f"went back {event['restored_steps_back']} steps and left their batches out"
+        console.print(f"step {event['step']}: {event['reason']}; {back} (recovery {event['recoveries']})", highlight=False)
+
+    return LossRecovery(**options.model_dump(), start_step=step, log=tell, state=state)
 
 
 def _fit(

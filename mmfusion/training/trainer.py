@@ -75,6 +75,9 @@ class Trainer(keras.Model):
         self.seed_generators = [objective.seed_generator for objective in objectives if hasattr(objective, "seed_generator")]
         self._running: tf.Tensor | None = None
         self._carried: tf.Tensor | None = None
+        self._before: tf.Tensor | None = None
+        #: The figures of the last step of training or evaluation alone, by name.
+        self.step_figures: dict[str, tf.Tensor] = {}
         self.built = True
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:
@@ -92,6 +95,13 @@ class Trainer(keras.Model):
     def continue_means(self, sums: list[list[float]] | None) -> None:
         """Makes the next epoch go on with what `running_means` said, as a resumed half epoch must."""
         self._carried = None if sums is None else tf.constant(sums, tf.float32)
+
+    def forget_step(self) -> dict[str, float]:
+        """Takes the last step out of the running means, and says the means without it (none after an epoch's first step)."""
+        self._running = self._before
+        if self._running is None:
+            return {}
+        return {name: float(total / count) for name, (total, count) in zip(self.step_figures, self._running, strict=True)}
 
     def compute_losses(
         self, batch: dict[str, tf.Tensor], *, training: bool
@@ -167,7 +177,7 @@ class Trainer(keras.Model):
 
     def _on_strategy(self, step: Callable[..., Any]) -> Callable[[Any], dict[str, tf.Tensor]]:
         @tf.autograph.experimental.do_not_convert
-        def on_batch(batch: Any, running: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        def on_batch(batch: Any, running: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]:
             strategy = self.distribute_strategy
             per_replica = strategy.run(step, args=(batch,))
             # Every replica holds the same global figures already.
@@ -176,7 +186,8 @@ class Trainer(keras.Model):
             }
             # Carried through and not kept in variables: Keras's metrics count an N-fold batch under N replicas.
             running += tf.stack([[value * count, count] for value, count in figures.values()])
-            return {name: running[row, 0] / running[row, 1] for row, name in enumerate(figures)}, running
+            means = {name: running[row, 0] / running[row, 1] for row, name in enumerate(figures)}
+            return means, running, {name: value for name, (value, _) in figures.items()}
 
         if not self.run_eagerly:
             on_batch = tf.function(on_batch, reduce_retracing=True, jit_compile=self.jit_compile is True)
@@ -188,7 +199,8 @@ class Trainer(keras.Model):
             except tf.errors.OutOfRangeError as error:
                 raise StopIteration from error
             running = tf.zeros((rows, 2)) if self._running is None else self._running
-            means, self._running = on_batch(batch, running)
+            self._before = self._running
+            means, self._running, self.step_figures = on_batch(batch, running)
             return means
 
         return on_iterator

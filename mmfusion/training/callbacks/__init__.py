@@ -2,7 +2,8 @@
 
 from mmfusion.training.callbacks.checkpointing import Checkpointing
 from mmfusion.training.callbacks.json_lines_log import JsonLinesLog
+from mmfusion.training.callbacks.loss_recovery import LossRecovery
 from mmfusion.training.callbacks.progress_bar import ProgressBar
 from mmfusion.training.callbacks.validation import Validation, save_model
 
-__all__ = ["Checkpointing", "JsonLinesLog", "ProgressBar", "Validation", "save_model"]
+__all__ = ["Checkpointing", "JsonLinesLog", "LossRecovery", "ProgressBar", "Validation", "save_model"]

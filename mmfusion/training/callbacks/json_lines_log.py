@@ -14,9 +14,9 @@ import keras
 class JsonLinesLog(keras.callbacks.Callback):
     """Appends a line every `every` steps and at each epoch's end.
 
-    Lines have ``kind`` (``"step"`` or ``"epoch"``), ``step``, ``epoch``, ``time`` (seconds since 1970), ``learning_rate`` and the
-    figures (running means since the epoch began; null for what is not finite). A resumed training drops lines past its
-    starting step, so that no step stands there twice.
+    Lines have ``kind`` (``"step"``, ``"epoch"``, or what `write` was told), ``step``, ``epoch``, ``time`` (seconds since 1970),
+    ``learning_rate`` and the figures (running means since the epoch began; null for what is not finite). A resumed training
+    drops lines past its starting step, so that no step stands there twice.
 
     Args:
         path: The file; it is appended to.
@@ -47,17 +47,19 @@ class JsonLinesLog(keras.callbacks.Callback):
         self._write("epoch", logs)
 
     def _write(self, kind: str, logs: dict[str, Any] | None) -> None:
-        line = {
-            "kind": kind,
-            "step": self.step,
-            "epoch": self._epoch,
-            "time": round(time.time(), 3),
-            "learning_rate": float(self.model.optimizer.learning_rate),
-            # JSON knows no NaN.
-            **{name: float(value) if math.isfinite(value) else None for name, value in (logs or {}).items()},
-        }
+        rate = float(self.model.optimizer.learning_rate)
+        self.write(kind, {"learning_rate": rate, **{name: float(value) for name, value in (logs or {}).items()}})
+
+    def write(self, kind: str, content: dict[str, Any]) -> None:
+        """Appends a line.
+
+        Args:
+            kind: What the line is about.
+            content: Numbers, texts, and lists and dictionaries of them; what is not finite becomes null.
+        """
+        line = {"kind": kind, "step": self.step, "epoch": self._epoch, "time": round(time.time(), 3), **content}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_as_json(line)) + "\n")
 
     def _keep_until(self, step: int) -> None:
         if not self.path.exists():
@@ -73,3 +75,12 @@ class JsonLinesLog(keras.callbacks.Callback):
         partial = self.path.with_name(f".partial-{self.path.name}")
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         partial.replace(self.path)
+
+
+def _as_json(value: Any) -> Any:
+    # JSON knows no NaN.
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
