@@ -122,7 +122,8 @@ class MomentumTeacher(keras.layers.Layer):
         """What the queue holds."""
         places = self.image_queue.shape[0]
         valid = tf.range(places, dtype=tf.int64) < self.enqueued.value
-        return QueuedFeatures(*(tf.convert_to_tensor(x.value) for x in (self.image_queue, self.text_queue, self.id_queue)), valid)
+        image, text, image_id = (tf.convert_to_tensor(x.value) for x in (self.image_queue, self.text_queue, self.id_queue))
+        return QueuedFeatures(image, text, image_id, valid)
 
     def update(self) -> None:
         """Lets the copy follow the model by one step; each replica updates its own, by the same numbers."""

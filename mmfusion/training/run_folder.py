@@ -21,6 +21,7 @@ _FREE = (
     "train.checkpoint_every",
     "train.checkpoint_minutes",
     "train.tensorboard",
+    "train.diagnostics",
 )
 
 

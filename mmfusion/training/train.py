@@ -21,6 +21,7 @@ from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
 from mmfusion.training.callbacks import Checkpointing, JsonLinesLog, LossRecovery, ProgressBar, Validation, save_model
 from mmfusion.training.checkpoints import Checkpoints
+from mmfusion.training.diagnosing import build_diagnostics
 from mmfusion.training.experiment import image_transform, prepare_model, prepare_source, prepare_tokenizer
 from mmfusion.training.freezing import freeze
 from mmfusion.training.momentum_teacher import MomentumTeacher
@@ -156,10 +157,12 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     bar = ProgressBar(total_steps=epoch_steps * options.epochs, epochs=options.epochs, start_step=step)
     log = JsonLinesLog(run.train_log, start_step=step)
     recovery = _recovery(recipe, log, console, step, progress.get("recovery"))
+    diagnostics = build_diagnostics(recipe, trainer, source, tokenizer, transform, run, log.write)
     callbacks = [
         *([recovery] if recovery else []),
         validation,
         log,
+        *([diagnostics] if diagnostics else []),
         *([keras.callbacks.TensorBoard(run.tensorboard, write_graph=False)] if options.tensorboard else []),
         bar,
         Checkpointing(
@@ -231,8 +234,13 @@ def _teacher(recipe: Recipe, model: ImageTextModel, steps: int) -> MomentumTeach
     momentum = recipe.objective.momentum
     if momentum is None:
         return None
-    options = {"decay": momentum.decay, "queue_size": momentum.queue_size, "alpha": momentum.alpha}
-    return MomentumTeacher(model, warmup_steps=round(momentum.warmup * steps), **options)
+    return MomentumTeacher(
+        model,
+        decay=momentum.decay,
+        queue_size=momentum.queue_size,
+        alpha=momentum.alpha,
+        warmup_steps=round(momentum.warmup * steps),
+    )
 
 
 def _recovery(

@@ -1,0 +1,74 @@
+"""The share of image and text in what an image-text model says, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mmfusion.models import ImageTextModel
+from mmfusion.training.diagnostics.modality_probe import ModalityProbe
+
+
+class ImageTextModalityProbe:
+    """A `ModalityProbe` of an `ImageTextModel`: encodes a batch anew at each call, and asks each head that it has.
+
+    ``matching``: the logit of the pair; ``captioning``: the mean log-probability of the caption's tokens; ``contrastive``: the
+    cosine of the pair.
+    """
+
+    name = "modality"
+
+    def __init__(self, model: ImageTextModel, batch: dict[str, tf.Tensor]) -> None:
+        self.model = model
+        self.batch = batch
+
+    def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Measures; see the class."""
+        model, ids, mask = self.model, self.batch["token_ids"], self.batch["token_mask"]
+        patches = model.image_encoder(self.batch["image"], training=False)
+        report: dict[str, dict[str, dict[str, float]]] = {}
+        for head, output in _OUTPUTS.items():
+            if head in model.heads:
+                causal = head == "captioning"
+                read_ids, read_mask = (ids[:, :-1], mask[:, :-1]) if causal else (ids, mask)
+                text = model.text_encoder(read_ids, token_mask=read_mask, causal=causal, training=False)
+
+                def ask(streams: dict[str, tf.Tensor], output: Any = output) -> tf.Tensor:
+                    return output(model, streams["image"], streams["text"], ids, mask)
+
+                report |= ModalityProbe({head: ask}, {"image": patches, "text": text}, {"text": read_mask})()
+        return report
+
+
+def _contrastive(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    head: Any = model.contrastive_head
+    return tf.reduce_sum(head.embed_image(image) * head.embed_text(text, mask), axis=-1)
+
+
+def _matching(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    return model.match_tokens(image, text, mask, training=False)
+
+
+def _captioning(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    with _reading(model.text_encoder, text):
+        logits = tf.cast(model.caption_logits(image, ids[:, :-1], mask[:, :-1], training=False), tf.float32)
+    targets, real = ids[:, 1:], tf.cast(mask[:, 1:], tf.float32)
+    said = tf.gather(tf.nn.log_softmax(logits), targets, batch_dims=2)
+    return tf.reduce_sum(said * real, axis=-1) / tf.maximum(tf.reduce_sum(real, axis=-1), 1.0)
+
+
+@contextmanager
+def _reading(encoder: keras.layers.Layer, tokens: tf.Tensor) -> Iterator[None]:
+    """While it is open, the encoder reads the given tokens, whatever it is asked to read."""
+    encoder.__dict__["call"] = lambda *arguments, **options: tokens
+    try:
+        yield
+    finally:
+        del encoder.__dict__["call"]
+
+
+_OUTPUTS = {"contrastive": _contrastive, "matching": _matching, "captioning": _captioning}
