@@ -8,9 +8,6 @@ from mmfusion.config import recipe_from_dict
 from mmfusion.errors import ConfigError
 from mmfusion.training.objectives import build_objectives
 
-HEADS = {"model": {"heads": ["contrastive", "matching", "masked_language"]}}
-TERMS = {"captioning": None, "masked_language": {}}
-
 
 def test_options_reach_the_terms():
     objective = {

@@ -135,10 +135,9 @@ def _attention_masks(arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple
         allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     if arguments.get("causal"):
         seen = np.tri(shape[-2], shape[-1], shape[-1] - shape[-2], dtype=bool)
-        prefix = arguments.get("prefix_length")
+        prefix = _numpy(arguments.get("prefix_length"))
         if prefix is not None:
-            first = np.reshape(_numpy(prefix), (-1, 1, 1))
-            seen = seen | (np.arange(shape[-1]) < first)
+            seen = seen | (np.arange(shape[-1]) < np.reshape(prefix, (-1, 1, 1)))
         allowed = allowed & (seen[None, None] if seen.ndim == 2 else seen[:, None])
     itself = arguments.get("context") is None
     return allowed, mask if itself and mask is not None and mask.ndim == 2 else None

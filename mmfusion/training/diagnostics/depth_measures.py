@@ -35,8 +35,7 @@ def depth_groups(paths: Sequence[str]) -> dict[str, dict[str, list[int]]]:
     places: dict[str, list[int]] = {}
     for place, path in enumerate(paths):
         # The outermost stack counts: what is numbered inside of a block belongs to the block.
-        block = next((block for block, stack, _ in _blocks_of(path) if stack in stacks), None)
-        if block is not None:
+        for block in [block for block, stack, _ in _blocks_of(path) if stack in stacks][:1]:
             places.setdefault(block, []).append(place)
     groups = {stack: {block: places[block] for _, block in sorted(blocks) if block in places} for stack, blocks in stacks.items()}
     return {stack: blocks for stack, blocks in groups.items() if len(blocks) > 1}

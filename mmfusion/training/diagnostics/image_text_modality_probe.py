@@ -33,8 +33,9 @@ class ImageTextModalityProbe:
         report: dict[str, dict[str, dict[str, float]]] = {}
         for head, output in _OUTPUTS.items():
             if head in model.heads:
-                causal = head == "captioning"
-                read_ids, read_mask = (ids[:, :-1], mask[:, :-1]) if causal else (ids, mask)
+                writes = head == "captioning"
+                causal = writes or (head == "contrastive" and model.causal_text)
+                read_ids, read_mask = (ids[:, :-1], mask[:, :-1]) if writes else (ids, mask)
                 text = model.text_encoder(read_ids, token_mask=read_mask, causal=causal, training=False)
 
                 def ask(streams: dict[str, tf.Tensor], output: Any = output) -> tf.Tensor:
@@ -45,8 +46,8 @@ class ImageTextModalityProbe:
 
 
 def _contrastive(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    head: Any = model.contrastive_head
-    return tf.reduce_sum(head.embed_image(image) * head.embed_text(text, mask), axis=-1)
+    embedded = model.encode_text(ids, mask, training=False, text=text)
+    return tf.reduce_sum(model.embed_patches(image, training=False) * embedded, axis=-1)
 
 
 def _matching(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
