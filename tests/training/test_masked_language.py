@@ -96,7 +96,7 @@ def test_hidden_words_are_learned_from_the_image():
     ids[:, :3] = np.stack([np.full(32, 2), word + 10, np.full(32, 3)], axis=1)
     model = model_of("masked_language")
     trainer = Trainer(model, [objective(rate=1.0)], clip_norm=1.0)
-    trainer.compile(optimizer=keras.optimizers.Adam(0.02), run_eagerly=True)
+    trainer.compile(optimizer=keras.optimizers.Adam(0.02))
     batch = {"image": images.astype("float32"), "token_ids": ids, "token_mask": ids > 0, "image_id": np.arange(32, dtype="int32")}
     trainer.fit(tf.data.Dataset.from_tensors(batch).repeat(), steps_per_epoch=60, verbose=0)
     # What stays in its place by chance tells itself, so all is hidden here.
