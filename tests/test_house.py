@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "data": {"config", "text"},
     "evaluation": {"config", "text", "data", "losses", "models"},
     "explain": {"config", "text", "data", "models", "evaluation"},
-    "training": {"config", "text", "data", "losses", "models", "evaluation", "decoding"},
+    "training": {"config", "text", "data", "losses", "layers", "fusion", "models", "evaluation", "decoding"},
     "export": {"config", "text", "data", "models", "training"},
     "retrieval": {"config", "text", "data", "models", "export"},
     "tuning": {"config", "training"},

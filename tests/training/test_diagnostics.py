@@ -31,8 +31,10 @@ def stack(kind: str, depth: int = 24) -> keras.Model:
     gain = {"plain, large": 6.0, "post-norm, layer scale": 1.0}.get(kind, 0.25)
     for index in range(depth):
         initializer = keras.initializers.VarianceScaling(gain, mode="fan_in", distribution="normal", seed=index)
-        branch = keras.layers.Dense(16, activation="tanh" if kind != "plain, large" else keras.ops.sin, kernel_initializer=initializer,
-                                    name=f"block_{index}")(tokens)  # fmt: skip
+        # The sine of large numbers stays bounded where the gradient grows: in a linear stack activations would grow instead.
+        activation = keras.ops.sin if kind == "plain, large" else "tanh"
+        dense = keras.layers.Dense(16, activation=activation, kernel_initializer=initializer, name=f"block_{index}")
+        branch = dense(tokens)
         if kind.startswith("plain"):
             tokens = branch
             continue
