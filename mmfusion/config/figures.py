@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 #: Of the dual encoder.
 RETRIEVAL_FIGURES = tuple(
     f"val_{name}"
@@ -22,3 +24,24 @@ def lower_is_better(figure: str) -> bool:
         (True, True, False)
     """
     return figure.endswith(("loss", "rank"))
+
+
+def figures_of(heads: Iterable[str], terms: Iterable[str]) -> tuple[str, ...]:
+    """The figures that a validation can say.
+
+    Args:
+        heads: The model's heads.
+        terms: The terms of the loss.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> figures_of(["matching"], ["matching"])
+        ('val_loss', 'val_matching_loss', 'val_matching_accuracy')
+    """
+    heads = set(heads)
+    losses = [f"val_{term}_{what}" for term in terms for what in ("loss", "accuracy")]
+    retrieval = RETRIEVAL_FIGURES if "contrastive" in heads else ()
+    captions = CAPTION_FIGURES if "captioning" in heads else ()
+    return ("val_loss", *losses, *retrieval, *captions)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from mmfusion.config.finding import find_recipe
 from mmfusion.config.messages import is_section, nearest_path, one_line, option_paths
 from mmfusion.config.overrides import apply_overrides, merge, set_dotted
+from mmfusion.config.presets import beneath, replaced
 from mmfusion.config.recipe import Recipe
 from mmfusion.config.use_config import RangeConfig
 from mmfusion.config.yaml_reading import read_yaml
@@ -24,7 +25,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
 
     Args:
         path: The YAML file, or the bare name of a recipe that comes with mmfusion.
-        overrides: Changes such as ``train.epochs=3``.
+        overrides: Changes such as ``train.epochs=3``. ``preset=albef`` replaces the file's composition, see
+            `mmfusion.config.presets.replaced`; wherever it stands, it comes before the other changes.
         quick: Whether the recipe's ``quick`` section applies (before the overrides). Default False.
 
     Returns:
@@ -46,6 +48,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
         if not isinstance(content.get("quick") or {}, dict):
             raise ConfigError("wrong type", where=f"{path}: quick", expected="a section", found=content["quick"])
         content = merge(content, content.get("quick") or {})
+    for override in overrides:
+        if override.partition("=")[0].strip() == "preset":
+            content = replaced(content, apply_overrides({}, [override])["preset"])
     return recipe_from_dict(apply_overrides(content, overrides), where=str(path))
 
 
@@ -67,11 +72,12 @@ def recipe_from_dict(content: dict[str, Any], where: str = "recipe") -> Recipe:
         Traceback (most recent call last):
         mmfusion.errors.ConfigError: unknown key [recipe: train.epoch]; did you mean train.epochs?
     """
+    content = beneath(content)
     recipe = _validated(content, where)
     if recipe.quick:
         # The quick variant is part of the recipe: it must be right before anyone needs it.
-        if "quick" in recipe.quick:
-            raise ConfigError("unknown key", where=f"{where}: quick.quick", fix="a quick variant has none of its own")
+        for key in {"quick", "preset"} & recipe.quick.keys():
+            raise ConfigError("unknown key", where=f"{where}: quick.{key}", fix="a quick variant has none of its own")
         full = {key: value for key, value in content.items() if key != "quick"}
         _validated(merge(full, recipe.quick), f"{where}, quick variant")
     for path, space in (recipe.tune.space if recipe.tune else {}).items():
@@ -113,7 +119,7 @@ def _check_space(content: dict[str, Any], path: str, space: RangeConfig, where: 
     if path not in option_paths():
         near = nearest_path(path)
         raise ConfigError("unknown path", where=where, fix=f"did you mean {near}?" if near else None)
-    if is_section(path) or path.partition(".")[0] in ("name", "quick", "tune"):
+    if is_section(path) or path.partition(".")[0] in ("name", "preset", "quick", "tune"):
         raise ConfigError("nothing to search over", where=where, expected="an option such as train.learning_rate", found=path)
     low, high = space.min, space.max
     if space.choices is not None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from mmfusion.config.data_config import DataConfig
-from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES
+from mmfusion.config.figures import figures_of
 from mmfusion.config.fusion_config import FusionConfig
 from mmfusion.config.model_config import ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig
+
+#: The names of `mmfusion.config.PRESETS`.
+Preset = Literal[
+    "clip", "siglip", "coca", "albef", "blip", "vilt", "vilbert", "lxmert", "bottleneck", "flamingo", "blip2", "prefix",
+    "show_attend_tell",
+]  # fmt: skip
+PRESET_NAMES: tuple[str, ...] = get_args(Preset)
 
 
 class Recipe(Section):
@@ -26,6 +33,7 @@ class Recipe(Section):
     """
 
     name: str = Field("experiment", min_length=1, pattern=r"^[\w.-]+$", description="Name in reports and folders.")
+    preset: Preset | None = Field(None, description="A published composition; what the recipe does not set, it does.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Of everything random.")
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -94,7 +102,4 @@ class Recipe(Section):
     @property
     def validation_figures(self) -> tuple[str, ...]:
         """The figures that a validation of this recipe says."""
-        terms = [f"val_{term}_{what}" for term in self.terms for what in ("loss", "accuracy")]
-        retrieval = RETRIEVAL_FIGURES if "contrastive" in self.model.heads else ()
-        captions = CAPTION_FIGURES if "captioning" in self.model.heads else ()
-        return ("val_loss", *terms, *retrieval, *captions)
+        return figures_of(self.model.heads, self.terms)

@@ -111,3 +111,39 @@ def build_model(
         contrastive_tokens=model.contrastive_tokens,
         name="image_text_model",
     )
+
+
+def model_from_preset(
+    name: str,
+    *,
+    vocabulary_size: int,
+    image_size: int | Sequence[int] = 224,
+    size: str = "small",
+    start_id: int = 2,
+    end_id: int = 3,
+    pad_id: int = 0,
+    mask_id: int | None = 4,
+    forbidden_ids: Sequence[int] = (1,),
+    dtype: str | keras.DTypePolicy = "float32",
+    **changes: Any,
+) -> ImageTextModel:
+    """Builds a published composition, with fresh weights, without a recipe. See `ImageTextModel.from_preset`."""
+    from mmfusion.config import PRESETS, SIZES, recipe_from_dict
+    from mmfusion.config.overrides import merge
+    from mmfusion.config.presets import replaced
+
+    for what, word, known in (("preset", name, PRESETS), ("size", size, SIZES)):
+        if word not in known:
+            raise ConfigError(f"unknown {what}", where=what, expected=", ".join(known), found=repr(word))
+    data = {"data": {"image_size": image_size if isinstance(image_size, int) else list(image_size)}}
+    content = merge(replaced(SIZES[size], name), data)
+    return build_model(
+        recipe_from_dict(merge(content, changes), where=f"preset {name}"),
+        vocabulary_size=vocabulary_size,
+        start_id=start_id,
+        end_id=end_id,
+        pad_id=pad_id,
+        mask_id=mask_id,
+        forbidden_ids=forbidden_ids,
+        dtype=dtype,
+    )

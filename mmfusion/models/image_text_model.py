@@ -115,6 +115,34 @@ class ImageTextModel(keras.Model):
         check_composition(self)
         self.build()
 
+    @classmethod
+    def from_preset(cls, name: str, *, vocabulary_size: int, **options: Any) -> ImageTextModel:
+        """Builds a published composition, with fresh weights.
+
+        Args:
+            name: One of `mmfusion.config.PRESETS`: ``"clip"``, ``"albef"``, ``"flamingo"``, …
+            vocabulary_size: Number of token ids.
+            **options: ``image_size`` (default 224); ``size``, one of ``"tiny"``, ``"small"`` (default) and ``"base"``;
+                ``start_id``, ``end_id``, ``pad_id``, ``mask_id`` and ``forbidden_ids`` (default those of a vocabulary that starts
+                with [PAD], [UNK], [CLS], [SEP], [MASK]); ``dtype``; and sections of a recipe that change the composition, such
+                as ``fusion={"depth": 3}``.
+
+        Returns:
+            The model, built.
+
+        Raises:
+            ConfigError: If there is no such preset, size or option.
+
+        Example:
+            >>> from mmfusion.models import ImageTextModel
+            >>> model = ImageTextModel.from_preset("coca", vocabulary_size=100, image_size=32, size="tiny")
+            >>> model.heads
+            ('contrastive', 'captioning')
+        """
+        from mmfusion.models.factory import model_from_preset
+
+        return model_from_preset(name, vocabulary_size=vocabulary_size, **options)
+
     def build(self, input_shape: Any = None) -> None:
         """Builds all parts at once: their shapes are known from their constructors."""
         image, text = self.image_encoder, self.text_encoder

@@ -1,0 +1,234 @@
+"""Published models as compositions: plain data, readable without Keras, that a recipe names with one word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmfusion.config.figures import figures_of
+from mmfusion.config.fusion_config import STYLE_OPTIONS
+from mmfusion.config.overrides import merge
+from mmfusion.config.train_config import TERMS
+
+Content = dict[str, Any]
+
+#: What a preset decides: heads, how streams are read and pooled, the fusion style with its own options, the terms of the loss.
+#: Everything else (sizes, data, training) is the recipe's. An encoder of depth 0 is its embedding alone.
+PRESETS: dict[str, Content] = {
+    # Radford et al. 2021 (arXiv:2103.00020).
+    "clip": {
+        "model": {"heads": ["contrastive"], "causal_text": True, "text_pooling": "last"},
+        "objective": {"contrastive": {"loss": "softmax"}, "matching": None, "captioning": None},
+    },
+    # Zhai et al. 2023 (arXiv:2303.15343).
+    "siglip": {
+        "model": {"heads": ["contrastive"], "image_pooling": "attention", "text_pooling": "last"},
+        "objective": {"contrastive": {"loss": "sigmoid"}, "matching": None, "captioning": None},
+    },
+    # Yu et al. 2022 (arXiv:2205.01917).
+    "coca": {
+        "model": {
+            "heads": ["contrastive", "captioning"],
+            "image_pooling": "attention",
+            "image_queries": 32,
+            "causal_text": True,
+            "text_pooling": "last",
+        },
+        "fusion": {"style": "cross"},
+        "objective": {"contrastive": {"loss": "softmax"}, "matching": None, "captioning": {"weight": 2.0}},
+    },
+    # Li et al. 2021 (arXiv:2107.07651).
+    "albef": {
+        "model": {"heads": ["contrastive", "matching", "masked_language"], "text_pooling": "first"},
+        "fusion": {"style": "cross"},
+        "objective": {
+            "contrastive": {"loss": "softmax"},
+            "matching": {},
+            "masked_language": {},
+            "captioning": None,
+            "momentum": {},
+        },
+    },
+    # Li et al. 2022 (arXiv:2201.12086).
+    "blip": {
+        "model": {"heads": ["contrastive", "matching", "captioning"], "text_pooling": "first"},
+        "fusion": {"style": "cross"},
+        "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
+    },
+    # Kim et al. 2021 (arXiv:2102.03334).
+    "vilt": {
+        "model": {"heads": ["matching", "masked_language"], "image_encoder": {"depth": 0}, "text_encoder": {"depth": 0}},
+        "fusion": {"style": "merged"},
+        "objective": {"contrastive": None, "matching": {}, "masked_language": {}, "captioning": None},
+    },
+    # Lu et al. 2019 (arXiv:1908.02265).
+    "vilbert": {
+        "model": {"heads": ["matching", "masked_language"]},
+        "fusion": {"style": "co"},
+        "objective": {"contrastive": None, "matching": {}, "masked_language": {}, "captioning": None},
+    },
+    # Tan and Bansal 2019 (arXiv:1908.07490).
+    "lxmert": {
+        "model": {"heads": ["matching", "masked_language"]},
+        "fusion": {"style": "co", "shared_cross": True},
+        "objective": {"contrastive": None, "matching": {}, "masked_language": {}, "captioning": None},
+    },
+    # Nagrani et al. 2021 (arXiv:2107.00135).
+    "bottleneck": {
+        "model": {"heads": ["contrastive", "matching", "captioning"]},
+        "fusion": {"style": "bottleneck", "num_bottlenecks": 4},
+        "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
+    },
+    # Alayrac et al. 2022 (arXiv:2204.14198). Its decoder is frozen: train.freeze does that where the weights are worth keeping.
+    "flamingo": {
+        "model": {"heads": ["captioning"]},
+        "fusion": {"style": "resampler", "inner": "gated"},
+        "objective": {"contrastive": None, "matching": None, "captioning": {}},
+    },
+    # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: as above.
+    "blip2": {
+        "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion", "text_pooling": "first"},
+        "fusion": {"style": "qformer"},
+        "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
+    },
+    # Beyer et al., PaliGemma, 2024 (arXiv:2407.07726).
+    "prefix": {
+        "model": {"heads": ["captioning"], "text_encoder": {"depth": 0}},
+        "fusion": {"style": "merged"},
+        "objective": {"contrastive": None, "matching": None, "captioning": {}},
+    },
+    # Xu et al. 2015 (arXiv:1502.03044).
+    "show_attend_tell": {
+        "model": {"heads": ["captioning"], "text_encoder": {"depth": 0}},
+        "fusion": {"style": "recurrent", "attention": "additive"},
+        "objective": {"contrastive": None, "matching": None, "captioning": {"attention_coverage": 0.1}},
+    },
+}
+#: Sizes to build a preset with, without a recipe.
+SIZES: dict[str, Content] = {
+    name: {
+        "model": {
+            "embedding_dim": embedding_dim,
+            "image_encoder": {"dim": dim, "depth": depth, "num_heads": num_heads},
+            "text_encoder": {"dim": dim, "depth": depth // 2, "num_heads": num_heads},
+        },
+        "fusion": {"depth": depth // 2, "num_heads": num_heads},
+    }
+    for name, dim, depth, num_heads, embedding_dim in (
+        ("tiny", 64, 2, 4, 64),
+        ("small", 384, 8, 6, 256),
+        ("base", 768, 12, 12, 512),
+    )
+}
+_COMPOSITION = {
+    "model": ("heads", "image_pooling", "text_pooling", "causal_text", "contrastive_tokens", "image_queries"),
+    "fusion": ("style", *(option for options in STYLE_OPTIONS.values() for option in options)),
+}
+#: The encoders, and how deep one is where nobody says.
+_DEPTHS = {"image_encoder": 6, "text_encoder": 4}
+
+
+def beneath(content: Content) -> Content:
+    """A recipe's content with what its ``preset`` says and it does not say itself: what ``preset: NAME`` in a file does.
+
+    Whatever the recipe sets counts. Where it does not say by what figure to choose and the model has no retrieval, that is
+    ``val_loss``.
+
+    Args:
+        content: The recipe as nested dictionaries; it is not changed.
+
+    Returns:
+        The content; the same where it names no preset, or one that does not exist.
+
+    Example:
+        >>> beneath({"preset": "clip", "objective": {"contrastive": {"label_smoothing": 0.1}}})["objective"]["contrastive"]
+        {'loss': 'softmax', 'label_smoothing': 0.1}
+    """
+    preset = PRESETS.get(content.get("preset")) if isinstance(content.get("preset"), str) else None
+    if preset is None:
+        return content
+    whole = merge(preset, content)
+    return whole if "val_rsum" in _figures(whole) else merge({"train": {"monitor": "val_loss"}}, whole)
+
+
+def replaced(content: Content, name: Any) -> Content:
+    """A recipe's content with another composition: what ``preset=NAME`` on the command line does to a file.
+
+    - Heads, poolings, style with its own options and the whole of ``objective`` become the preset's.
+    - Sizes, data, text, training and decoding stay. Layers that the preset takes from an encoder (depth 0) go to the fusion, as
+      many as the deeper of these encoders had.
+    - What the new model cannot do is not asked of it: no reranking without a contrastive and a matching head; a figure to choose
+      or to search by that it does not say becomes ``val_loss``; ranges of options that are now the preset's are dropped.
+
+    Args:
+        content: The recipe as nested dictionaries, its quick variant included; it is not changed.
+        name: The preset; null leaves the composition as it is and drops the name.
+
+    Returns:
+        The new content.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        return {**content, "preset": name}
+    preset, kept = PRESETS[name], _without_composition(merge({}, content))
+    lost = [encoder for encoder in _DEPTHS if preset["model"].get(encoder, {}).get("depth") == 0]
+    model, fusion = _section(kept, "model"), _section(kept, "fusion")
+    moved = max((_section(model, encoder).get("depth", _DEPTHS[encoder]) for encoder in lost), default=0)
+    changed = merge(merge(kept, preset), {"preset": name, "fusion": {"depth": fusion.get("depth", 2) + moved}})
+    figures = _figures(changed)
+    quick = _without_composition(merge({}, _section(changed, "quick")))
+    for encoder in lost:
+        _section(_section(quick, "model"), encoder).pop("depth", None)
+    if quick:
+        changed["quick"] = _possible(quick, figures, whole=False)
+    return _possible(changed, figures)
+
+
+def _without_composition(content: Content) -> Content:
+    """The content, which is changed, without what a preset decides. An encoder's depth of 0 is no size to keep."""
+    for name, options in _COMPOSITION.items():
+        for option in options:
+            _section(content, name).pop(option, None)
+    content.pop("objective", None)
+    for encoder in _DEPTHS:
+        section = _section(_section(content, "model"), encoder)
+        if section.get("depth") == 0:
+            del section["depth"]
+    return content
+
+
+def _possible(content: Content, figures: tuple[str, ...], whole: bool = True) -> Content:
+    """The content, which is changed, asking nothing of a model that it cannot do; `whole` minds what it does not say, too."""
+    evaluation, train, tune = (_section(content, name) for name in ("evaluation", "train", "tune"))
+    unsaid = "val_rsum" if whole else "val_loss"
+    if evaluation.get("rerank_top_k") and not {"val_rsum", "val_matching_loss"} <= set(figures):
+        evaluation["rerank_top_k"] = 0
+    if train.get("monitor", unsaid) not in figures:
+        content["train"] = {**train, "monitor": "val_loss"}
+    if tune and _section(tune, "objective").get("metric", unsaid) not in figures:
+        tune["objective"] = {"metric": "val_loss"}
+    space = _section(tune, "space")
+    for path in [path for path in space if _decided(path, content)]:
+        del space[path]
+    return content
+
+
+def _decided(path: str, content: Content) -> bool:
+    """Whether an option is the preset's, so that no search may range over it."""
+    section, _, option = str(path).partition(".")
+    term, _, rest = option.partition(".")
+    if section == "objective":
+        return not isinstance(_section(content, "objective").get(term), dict)
+    emptied = rest == "depth" and _section(_section(content, section), term).get("depth") == 0
+    return emptied or term in _COMPOSITION.get(section, ())
+
+
+def _figures(content: Content) -> tuple[str, ...]:
+    heads = _section(content, "model").get("heads", ["contrastive", "matching", "captioning"])
+    objective = _section(content, "objective")
+    terms = [term for term in TERMS if objective.get(term, None if term == "masked_language" else {}) is not None]
+    return figures_of(heads if isinstance(heads, list | tuple) else [], terms)
+
+
+def _section(content: Content, name: str) -> Content:
+    """A section as it stands in the content, or an empty one that does not."""
+    section = content.get(name)
+    return section if isinstance(section, dict) else {}
