@@ -87,6 +87,9 @@ class ModelConfig(Section):
     contrastive_tokens: Literal["encoder", "fusion"] = Field(
         "encoder", description="Embed the encoder's patches, or what the fusion makes of them before it knows a text (BLIP-2)."
     )
+    matching_tokens: Literal["text", "image", "both"] | None = Field(
+        None, description="What the matching head reads of the fusion; none: text, or the image where text is not informed."
+    )
     image_queries: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Learned queries that pool the image for the fusion (CoCa); none: it reads all patches."
     )

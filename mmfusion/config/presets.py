@@ -62,7 +62,7 @@ PRESETS: dict[str, Content] = {
     },
     # Lu et al. 2019 (arXiv:1908.02265).
     "vilbert": {
-        "model": {"heads": ["matching", "masked_language"]},
+        "model": {"heads": ["matching", "masked_language"], "matching_tokens": "both"},
         "fusion": {"style": "co"},
         "objective": {"contrastive": None, "matching": {}, "masked_language": {}, "captioning": None},
     },
@@ -87,7 +87,8 @@ PRESETS: dict[str, Content] = {
     # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: as above.
     "blip2": {
         "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion", "text_pooling": "first"},
-        "fusion": {"style": "qformer"},
+        # After one layer the queries have seen the image, after two the text has seen the queries.
+        "fusion": {"style": "qformer", "depth": 2},
         "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
     },
     # Beyer et al., PaliGemma, 2024 (arXiv:2407.07726).
@@ -120,7 +121,7 @@ SIZES: dict[str, Content] = {
     )
 }
 _COMPOSITION = {
-    "model": ("heads", "image_pooling", "text_pooling", "causal_text", "contrastive_tokens", "image_queries"),
+    "model": ("heads", "image_pooling", "text_pooling", "causal_text", "contrastive_tokens", "matching_tokens", "image_queries"),
     "fusion": ("style", *(option for options in STYLE_OPTIONS.values() for option in options)),
 }
 #: The encoders, and how deep one is where nobody says.
@@ -155,7 +156,7 @@ def replaced(content: Content, name: Any) -> Content:
 
     - Heads, poolings, style with its own options and the whole of ``objective`` become the preset's.
     - Sizes, data, text, training and decoding stay. Layers that the preset takes from an encoder (depth 0) go to the fusion, as
-      many as the deeper of these encoders had.
+      many as the deeper of these encoders had; a depth of the preset's own is the least that it makes sense with.
     - What the new model cannot do is not asked of it: no reranking without a contrastive and a matching head; a figure to choose
       or to search by that it does not say becomes ``val_loss``; ranges of options that are now the preset's are dropped.
 
@@ -172,7 +173,8 @@ def replaced(content: Content, name: Any) -> Content:
     lost = [encoder for encoder in _DEPTHS if preset["model"].get(encoder, {}).get("depth") == 0]
     model, fusion = _section(kept, "model"), _section(kept, "fusion")
     moved = max((_section(model, encoder).get("depth", _DEPTHS[encoder]) for encoder in lost), default=0)
-    changed = merge(merge(kept, preset), {"preset": name, "fusion": {"depth": fusion.get("depth", 2) + moved}})
+    depth = max(fusion.get("depth", 2) + moved, preset.get("fusion", {}).get("depth", 1))
+    changed = merge(merge(kept, preset), {"preset": name, "fusion": {"depth": depth}})
     figures = _figures(changed)
     quick = _without_composition(merge({}, _section(changed, "quick")))
     for encoder in lost:

@@ -26,10 +26,10 @@ def check_composition(model: ImageTextModel) -> None:
     heads, fusion = model.heads, model.fusion
     if not heads:
         raise ConfigError("a model needs at least one head", where=model.name, expected="a head", found="none")
-    if model.contrastive_tokens not in ("encoder", "fusion"):
-        raise ConfigError(
-            "unknown contrastive_tokens", where=model.name, expected="encoder or fusion", found=model.contrastive_tokens
-        )
+    for option, words in (("contrastive_tokens", ("encoder", "fusion")), ("matching_tokens", ("text", "image", "both"))):
+        if getattr(model, option) not in words:
+            expected, found = " or ".join(words), repr(getattr(model, option))
+            raise ConfigError(f"unknown {option}", where=model.name, expected=expected, found=found)
     if model.image_pooling is not None and model.image_pooling.num_queries < 2:
         raise ConfigError(
             "one query leaves a fusion no tokens", where=f"{model.name}: image_pooling", expected="num_queries of at least 2",
@@ -54,10 +54,16 @@ def check_composition(model: ImageTextModel) -> None:
             where=type(fusion).__name__,
             fix="choose another style or leave captioning out",
         )
+    if model.matching_head is not None and model.matching_tokens == "text" and not fusion.informs_text:
+        raise ConfigError(
+            "this fusion does not inform the text, so the matching head would not see the image",
+            where=type(fusion).__name__,
+            fix="pass matching_tokens='image', or choose another style, direction or depth",
+        )
     writing = [name.replace("_", " ") for name in heads if name in ("masked_language", "captioning")]
     if writing and not fusion.informs_text:
         raise ConfigError(
             f"this fusion does not inform the text, so the {' and '.join(writing)} head would not see the image",
             where=type(fusion).__name__,
-            fix="choose another style or direction, or leave the head out",
+            fix="choose another style, direction or depth, or leave the head out",
         )

@@ -109,6 +109,7 @@ def build_model(
         **{f"{head}_head": heads[head](dtype=dtype, name=f"{head}_head") for head in model.heads},
         causal_text=model.causal_text,
         contrastive_tokens=model.contrastive_tokens,
+        matching_tokens=model.matching_tokens,
         name="image_text_model",
     )
 

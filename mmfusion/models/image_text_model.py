@@ -11,12 +11,13 @@ from keras import KerasTensor, ops
 from mmfusion.decoding import BeamOutput, DecodeOutput
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
-from mmfusion.fusion import Fusion, FusionOutput
+from mmfusion.fusion import Fusion
 from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead
+from mmfusion.models.fusing import fuse, fusion_of, image_read
 from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
 
@@ -28,8 +29,7 @@ class ImageTextModel(keras.Model):
     """Joins an image encoder and a text encoder for retrieval, matching, masked language and captioning.
 
     - Contrastive head: each stream alone, into a shared space (`encode_image`, `encode_text`).
-    - Matching head: text read both ways, fused with the image (`match`). It reads the first text token, or, where the fusion
-      informs the image alone, the mean of the image tokens.
+    - Matching head: text read both ways, fused with the image (`match`).
     - Masked language head: the same reading, hidden tokens guessed (`masked_language_logits`).
     - Captioning head: text read left to right, fused with the image (`caption`).
 
@@ -49,6 +49,8 @@ class ImageTextModel(keras.Model):
         causal_text: Whether the contrastive head reads the text left to right (CLIP, CoCa). Default False.
         contrastive_tokens: What the contrastive head reads of the image: the ``"encoder"``'s patches, or what the ``"fusion"``
             makes of them before it knows a text (BLIP-2's queries). Default ``"encoder"``.
+        matching_tokens: What the matching head reads after the fusion: the first ``"text"`` token, the mean of the ``"image"``
+            tokens, or ``"both"`` (ViLBERT). Default ``"text"``; ``"image"`` where the fusion informs the image alone.
 
     Call arguments:
         inputs: A dictionary with ``image`` (``float[B, H, W, 3]``), ``token_ids`` (``int[B, T]``) and ``token_mask``
@@ -98,6 +100,7 @@ class ImageTextModel(keras.Model):
         modality_dropout: ModalityDropout | None = None,
         causal_text: bool = False,
         contrastive_tokens: str = "encoder",
+        matching_tokens: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -112,6 +115,7 @@ class ImageTextModel(keras.Model):
         self.modality_dropout = modality_dropout
         self.causal_text = causal_text
         self.contrastive_tokens = contrastive_tokens
+        self.matching_tokens = matching_tokens or ("text" if fusion is None or fusion.informs_text else "image")
         check_composition(self)
         self.build()
 
@@ -153,14 +157,14 @@ class ImageTextModel(keras.Model):
             read_shape = (None, self.image_pooling.num_queries, self.image_pooling.dim or image.dim)
         width = self.fusion.image_width if self.fusion is not None else image.dim
         contrasted = (None, None, width) if self.contrastive_tokens == "fusion" else patches_shape
-        matched = text_shape if self.fusion is None or self.fusion.informs_text else (None, None, width)
+        joined = {"text": (text_shape,), "image": ((None, None, width),), "both": (text_shape, (None, None, width))}
         for layer, shapes in (
             (image, (images_shape,)),
             (text, ((None, text.max_length),)),
             (self.image_pooling, (patches_shape,)),
             (self.fusion, (text_shape, read_shape)),
             (self.contrastive_head, (contrasted, text_shape)),
-            (self.matching_head, (matched,)),
+            (self.matching_head, joined[self.matching_tokens]),
             (self.masked_language_head, (text_shape,)),
             (self.captioning_head, (text_shape,)),
         ):
@@ -182,7 +186,7 @@ class ImageTextModel(keras.Model):
         """As `encode_image`, from encoded patches ``float[B, P, Di]``."""
         head = self._head("contrastive")
         if self.contrastive_tokens == "fusion":
-            patches = self._fuse().image_tokens(self._image(patches, training), training=training)
+            patches = fusion_of(self).image_tokens(image_read(self, patches, training), training=training)
         return head.embed_image(patches)
 
     def encode_text(
@@ -219,8 +223,10 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
-        head, fused = self._head("matching"), self._fused(text, patches, token_mask, training=training)
-        return head(fused.text if self._fuse().informs_text else ops.mean(fused.image, axis=1, keepdims=True))
+        head, fused = self._head("matching"), fuse(self, text, patches, token_mask, training=training)
+        if self.matching_tokens == "image":
+            return head(ops.mean(fused.image, axis=1, keepdims=True))
+        return head(fused.text, image=fused.image)
 
     def masked_language_logits(
         self,
@@ -232,7 +238,7 @@ class ImageTextModel(keras.Model):
         """``float[B, T, V]``: at position t the scores of what stands there, given the image and the text with hidden tokens."""
         head = self._head("masked_language")
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
-        return self.text_encoder.logits(head(self._fused(text, patches, token_mask, training=training).text))
+        return self.text_encoder.logits(head(fuse(self, text, patches, token_mask, training=training).text))
 
     def caption_logits(
         self,
@@ -248,7 +254,7 @@ class ImageTextModel(keras.Model):
         """
         head = self._head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
-        fused = self._fused(text, patches, token_mask, causal=True, return_scores=return_scores, training=training)
+        fused = fuse(self, text, patches, token_mask, causal=True, return_scores=return_scores, training=training)
         logits = self.text_encoder.logits(head(fused.text))
         return (logits, fused.scores) if return_scores else logits
 
@@ -269,13 +275,13 @@ class ImageTextModel(keras.Model):
     def caption_patches(self, patches: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
         """As `caption`, from encoded patches ``float[B, P, Di]``."""
         self._head("captioning")
-        return write_captions(self, self._image(patches), **options)
+        return write_captions(self, image_read(self, patches), **options)
 
     def caption_step(self, token_ids: KerasTensor, state: CaptionState) -> tuple[KerasTensor, CaptionState]:
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
         head = self._head("captioning")
         text, text_cache = self.text_encoder(token_ids[:, None], cache=state.text, training=False)
-        fused = self._fuse()(text, cache=state.fusion, causal=True, training=False)
+        fused = fusion_of(self)(text, cache=state.fusion, causal=True, training=False)
         logits = self.text_encoder.logits(head(fused.text))[:, 0]
         return logits, CaptionState(text_cache, fused.cache)
 
@@ -299,7 +305,7 @@ class ImageTextModel(keras.Model):
             causal = self.captioning_head is not None and self.matching_head is None and self.masked_language_head is None
         patches = self.image_encoder(images, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
-        scores = self._fused(text, patches, token_mask, causal=causal, return_scores=True, training=False).scores
+        scores = fuse(self, text, patches, token_mask, causal=causal, return_scores=True, training=False).scores
         return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:
@@ -334,46 +340,6 @@ class ImageTextModel(keras.Model):
             "or: mmfusion export RUN --output FOLDER",
         )
 
-    def _fuse(self) -> Fusion:
-        if self.fusion is None:
-            raise ConfigError("this model has no fusion", where=self.name, fix="build it with fusion=...")
-        return self.fusion
-
-    def _image(self, patches: KerasTensor, training: bool | None = False) -> KerasTensor:
-        """The image as the fusion reads it: its patches, or what is pooled of them."""
-        return patches if self.image_pooling is None else self.image_pooling(patches, training=training)
-
-    def _fused(
-        self,
-        text: KerasTensor,
-        patches: KerasTensor,
-        token_mask: KerasTensor | None,
-        *,
-        causal: bool = False,
-        return_scores: bool = False,
-        training: bool | None = None,
-    ) -> FusionOutput:
-        fusion, image, image_mask, pooled = self._fuse(), patches, None, None
-        if self.image_pooling is not None and return_scores:
-            image, pooled, _ = self.image_pooling(patches, return_scores=True, training=training)
-        elif self.image_pooling is not None:
-            image = self._image(patches, training)
-        if self.modality_dropout is not None:
-            token_mask, image_mask = self.modality_dropout(text, image, text_mask=token_mask, training=training)
-        output = fusion(
-            text,
-            image,
-            text_mask=token_mask,
-            image_mask=image_mask,
-            causal=causal,
-            return_scores=return_scores,
-            training=training,
-        )
-        if pooled is None:
-            return output
-        # From words to queries to patches. The heads of the pooling are no heads of the fusion: their mean.
-        return output._replace(scores=ops.matmul(output.scores, ops.mean(pooled, axis=1)[:, None, None]))
-
     def _head(self, name: str) -> Any:
         head = getattr(self, f"{name}_head")
         if head is None:
@@ -394,6 +360,7 @@ class ImageTextModel(keras.Model):
             **{part: serialize(getattr(self, part)) for part in _PARTS},
             "causal_text": self.causal_text,
             "contrastive_tokens": self.contrastive_tokens,
+            "matching_tokens": self.matching_tokens,
         }
 
     @classmethod

@@ -11,13 +11,16 @@ from keras import KerasTensor, ops
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class MatchingHead(keras.layers.Layer):
-    """Scores fused text tokens: ``logit = w · tanh(W · tokens[0]) + b``.
+    """Scores fused tokens: ``logit = w · tanh(W · text[0]) + b``.
+
+    Where it reads the image too, as ViLBERT does: ``logit = w · (tanh(W · text[0]) * tanh(V · mean(image))) + b``.
 
     Args:
         **kwargs: Keras's own layer arguments.
 
     Call arguments:
         tokens: ``float[B, T, D]``, the text tokens after fusion; the first one ([CLS]) carries the answer.
+        image: ``float[B, N, Di]``, the image tokens after fusion. Default: not read; a head is built for one or the other.
 
     Returns:
         ``float32[B]``, a logit: its sigmoid is the probability of a match.
@@ -28,7 +31,8 @@ class MatchingHead(keras.layers.Layer):
         >>> tuple(MatchingHead()(np.ones((2, 5, 8), "float32")).shape)
         (2,)
 
-    Source: the pooler and next-sentence head of BERT (arXiv:1810.04805), as image-text matching in ALBEF (arXiv:2107.07651).
+    Source: the pooler and next-sentence head of BERT (arXiv:1810.04805), as image-text matching in ALBEF (arXiv:2107.07651);
+    the product of both streams: Lu et al., ViLBERT, 2019 (arXiv:1908.02265), section 3.1.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -36,17 +40,24 @@ class MatchingHead(keras.layers.Layer):
         self.supports_masking = True
         self.output_dense = keras.layers.Dense(1, dtype="float32", name="output")
 
-    def build(self, tokens_shape: Sequence[int | None]) -> None:
-        """Builds the two dense parts for the width of the tokens."""
+    def build(self, tokens_shape: Sequence[int | None], image_shape: Sequence[int | None] | None = None) -> None:
+        """Builds the dense parts for the widths of the tokens."""
         dim = tokens_shape[-1]
         self.transform = keras.layers.Dense(dim, activation="tanh", dtype=self.dtype_policy, name="transform")
         self.transform.build((None, dim))
         self.output_dense.build((None, dim))
+        self.image_transform = None
+        if image_shape is not None:
+            self.image_transform = keras.layers.Dense(dim, activation="tanh", dtype=self.dtype_policy, name="image_transform")
+            self.image_transform.build((None, image_shape[-1]))
         self.built = True
 
     def compute_mask(self, *arguments: Any, **options: Any) -> None:
         """The result has no tokens, so no mask."""
 
-    def call(self, tokens: KerasTensor) -> KerasTensor:
+    def call(self, tokens: KerasTensor, image: KerasTensor | None = None) -> KerasTensor:
         """Scores the pairs; see the class."""
-        return ops.squeeze(self.output_dense(self.transform(tokens[:, 0])), axis=-1)
+        pooled = self.transform(tokens[:, 0])
+        if self.image_transform is not None:
+            pooled = pooled * self.image_transform(ops.mean(image, axis=1))
+        return ops.squeeze(self.output_dense(pooled), axis=-1)

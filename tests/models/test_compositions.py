@@ -8,6 +8,7 @@ import pytest
 from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion import CrossFusion
 from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models import ContrastiveHead, ImageTextModel
 
@@ -147,6 +148,29 @@ def test_all_parts_come_back_from_a_file(tmp_path):
     assert loaded.modality_dropout.rate == 0.1 and loaded.masked_language_head.mask_id == 4
     for name, value in model(batch).items():
         np.testing.assert_array_equal(to_numpy(value), to_numpy(loaded(batch)[name]))
+
+
+def test_matching_may_read_the_image_or_both_streams():
+    batch = tiny_batch(2)
+    parts = {"dim": 12, "image_dim": 16, "depth": 1, "num_heads": 2}
+    blind = CrossFusion(direction="image", **parts)
+    model = randomized(tiny_model(heads=("matching",), fusion=blind))
+    assert model.matching_tokens == "image"
+    other = dict(batch, token_ids=np.where(batch["token_ids"] > 3, 29, batch["token_ids"]))
+    for change in (other, dict(batch, image=batch["image"][::-1])):
+        assert np.abs(to_numpy(model(change)["match_logits"]) - to_numpy(model(batch)["match_logits"])).max() > 1e-5
+    both = randomized(tiny_model(heads=("matching",), fusion=CrossFusion(direction="both", **parts), matching_tokens="both"))
+    fused = both.fusion(both.text_encoder(batch["token_ids"]), both.image_encoder(batch["image"]))
+    head = both.matching_head
+    product = to_numpy(head.transform(fused.text[:, 0])) * to_numpy(head.image_transform(keras.ops.mean(fused.image, axis=1)))
+    expected = product @ to_numpy(head.output_dense.kernel)[:, 0] + to_numpy(head.output_dense.bias)
+    np.testing.assert_allclose(to_numpy(both.match(batch["image"], batch["token_ids"])), expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="the matching head would not see the image"):
+        tiny_model(heads=("matching",), fusion=CrossFusion(direction="image", **parts), matching_tokens="text")
+    with pytest.raises(ConfigError, match="cannot be causal"):
+        tiny_model(heads=("captioning",), fusion=CrossFusion(direction="image", **parts))
+    with pytest.raises(ConfigError, match="the masked language head would not see the image"):
+        tiny_model(heads=("masked_language",), fusion=CrossFusion(direction="image", **parts))
 
 
 def test_impossible_compositions_are_refused():

@@ -1,0 +1,75 @@
+"""How a model's fusion is asked: what it reads of the image, what is dropped in training, where it looked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keras import KerasTensor, ops
+
+from mmfusion.errors import ConfigError
+from mmfusion.fusion import Fusion, FusionOutput
+
+if TYPE_CHECKING:
+    from mmfusion.models.image_text_model import ImageTextModel
+
+
+def fusion_of(model: ImageTextModel) -> Fusion:
+    """The model's fusion.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    if model.fusion is None:
+        raise ConfigError("this model has no fusion", where=model.name, fix="build it with fusion=...")
+    return model.fusion
+
+
+def image_read(model: ImageTextModel, patches: KerasTensor, training: bool | None = False) -> KerasTensor:
+    """The image as the fusion reads it: its patches ``float[B, P, Di]``, or what is pooled of them."""
+    return patches if model.image_pooling is None else model.image_pooling(patches, training=training)
+
+
+def fuse(
+    model: ImageTextModel,
+    text: KerasTensor,
+    patches: KerasTensor,
+    token_mask: KerasTensor | None,
+    *,
+    causal: bool = False,
+    return_scores: bool = False,
+    training: bool | None = None,
+) -> FusionOutput:
+    """Joins encoded streams.
+
+    Args:
+        model: A model with a fusion.
+        text: ``float[B, T, D]``.
+        patches: ``float[B, P, Di]``.
+        token_mask: ``bool[B, T]``, ``True`` = real token, or None.
+        causal: Whether a text token sees only the text up to itself. Default False.
+        return_scores: Whether to return where each token looked, ``float32[B, layers, heads, T, P]``. Default False.
+        training: Whether dropout is active.
+
+    Returns:
+        The `FusionOutput`.
+    """
+    fusion, image_mask, pooled = fusion_of(model), None, None
+    if model.image_pooling is not None and return_scores:
+        image, pooled, _ = model.image_pooling(patches, return_scores=True, training=training)
+    else:
+        image = image_read(model, patches, training)
+    if model.modality_dropout is not None:
+        token_mask, image_mask = model.modality_dropout(text, image, text_mask=token_mask, training=training)
+    output = fusion(
+        text,
+        image,
+        text_mask=token_mask,
+        image_mask=image_mask,
+        causal=causal,
+        return_scores=return_scores,
+        training=training,
+    )
+    if pooled is None:
+        return output
+    # From words to queries to patches. The heads of the pooling are no heads of the fusion: their mean.
+    return output._replace(scores=ops.matmul(output.scores, ops.mean(pooled, axis=1)[:, None, None]))
