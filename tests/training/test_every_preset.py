@@ -59,4 +59,6 @@ def idle(recipe) -> str:
         parts.append("output_bias")
     if recipe.preset in ("lxmert", "bottleneck"):
         parts.append("fusion/image_(block_1|norm)")  # the text alone is read in the end
+    if recipe.preset == "show_attend_tell":
+        parts.append("(/|_)backward")  # reads right to left, which a caption never is
     return "|".join(parts)
