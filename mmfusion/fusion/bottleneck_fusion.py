@@ -51,7 +51,8 @@ class BottleneckFusion(Fusion):
         attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches of the last layer, growing linearly from 0. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
-        kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        kernel: How attention is computed, see `mmfusion.layers.Attention`; ``"local"`` is a window on the patches, with the
+            bottleneck seeing all and seen by all. Default ``"exact"``.
         num_bottlenecks: Bottleneck tokens, K. Default 4.
 
     Call arguments:
@@ -119,8 +120,10 @@ class BottleneckFusion(Fusion):
         self.image_projection: Any = None
         if self.image_dim != dim:
             self.image_projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="image_projection")
-        self.blocks = [self.make_block(f"block_{index}", index) for index in range(depth)]
-        self.image_blocks = [self.make_block(f"image_block_{index}", index) for index in range(depth)]
+        self._text_kernel = "chunked" if kernel == "local" else kernel
+        wide = {"attention_options": {"num_global_tokens": num_bottlenecks}} if kernel == "local" else {}
+        self.blocks = [self.make_block(f"block_{index}", index, kernel=self._text_kernel) for index in range(depth)]
+        self.image_blocks = [self.make_block(f"image_block_{index}", index, **wide) for index in range(depth)]
         self.norm = self.make_norm("norm")
         self.image_norm = self.make_norm("image_norm")
 
@@ -225,8 +228,8 @@ class BottleneckFusion(Fusion):
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
         image = self.cost_of_block(self.num_bottlenecks + image_length)
-        text = self.cost_of_block(self.num_bottlenecks + text_length)
-        last = self.cost_of_block(text_length, prefix=self.num_bottlenecks)
+        text = self.cost_of_block(self.num_bottlenecks + text_length, kernel=self._text_kernel)
+        last = self.cost_of_block(text_length, prefix=self.num_bottlenecks, kernel=self._text_kernel)
         cost = self.depth * image + (self.depth - 1) * text + last
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
 

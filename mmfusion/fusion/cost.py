@@ -52,13 +52,16 @@ def attention_cost(
     num_heads: int,
     num_key_value_heads: int | None = None,
     kernel: str = "exact",
+    window: int = 128,
     attention_dim: int | None = None,
     output_dim: int | None = None,
 ) -> Cost:
     """Attention of N queries over S keys, its four projections included.
 
     ``2·(N·D·A + 2·S·Dc·A·g + 2·N·S·A + N·A·Do)`` operations with A = heads · width of a head and g = key and value heads over
-    heads; queries, keys, values, inputs and (for the exact kernel) ``heads·N·S`` weights are kept.
+    heads; queries, keys, values, inputs and (for the exact kernel) ``heads·N·S`` weights are kept. Instead of ``2·N·S·A``,
+    self-attention of the local kernel has ``2·N·(2W + 1)·A`` with a window W, and the linear kernel ``(N + S)·A·d`` with heads
+    of width d.
 
     Args:
         queries: N.
@@ -69,6 +72,7 @@ def attention_cost(
         num_heads: Heads.
         num_key_value_heads: Heads of keys and values. Default: as many as heads.
         kernel: See `mmfusion.layers.Attention`: ``"exact"`` keeps the weights, the others do not.
+        window: W. Default 128.
         attention_dim: A. Default D.
         output_dim: Do. Default D.
 
@@ -80,7 +84,9 @@ def attention_cost(
     context = dim if context_dim is None else context_dim
     grouped = inner * (num_heads if num_key_value_heads is None else num_key_value_heads) // num_heads
     output = dim if output_dim is None else output_dim
-    flops = 2 * (queries * dim * inner + 2 * keys * context * grouped + 2 * queries * keys * inner + queries * inner * output)
+    seen = min(keys, 2 * window + 1) if kernel == "local" and context_dim is None else keys
+    products = (queries + keys) * inner * (inner // num_heads) if kernel == "linear" else 2 * queries * seen * inner
+    flops = 2 * (queries * dim * inner + 2 * keys * context * grouped + products + queries * inner * output)
     inputs = max(queries, keys) * dim if context_dim is None else queries * dim + keys * context
     kept = inputs + 2 * queries * inner + 2 * keys * grouped
     return Cost(flops, kept + (num_heads * queries * keys if kernel == "exact" else 0))

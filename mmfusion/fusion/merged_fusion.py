@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -37,7 +38,7 @@ class MergedFusion(Fusion):
         attention_dropout: Rate of attention weights. Default 0.
         stochastic_depth: Rate of dropping whole branches of the last layer, growing linearly from 0. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
-        kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        kernel: How attention is computed, see `mmfusion.layers.Attention`, but not ``"local"``. Default ``"exact"``.
         norm_first: Whether normalisation comes before each branch, and once at the end; False is after each sum, as in BERT.
             Default True.
         norm_epsilon: Of the normalisations. Default 1e-6.
@@ -103,6 +104,14 @@ class MergedFusion(Fusion):
         )
         self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
+        if kernel == "local":
+            raise ConfigError(
+                "a window on the merged stream would hide the image from the text",
+                where=self.name,
+                expected="another kernel",
+                found="kernel='local'",
+                fix="use kernel='chunked'",
+            )
         options: dict[str, Any] = {"norm_first": norm_first, "norm_epsilon": norm_epsilon}
         self.image_projection: Any = None
         if self.image_dim != dim:

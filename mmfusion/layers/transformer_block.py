@@ -215,7 +215,7 @@ class TransformerBlock(keras.layers.Layer):
         room = self.attention.init_cache(batch_size, max_length)
         if prefix is None:
             return BlockCache(room, crossed)
-        self._check_prefix()
+        self._check_prefix(before=True)
         length = length_of(prefix.key)
         key, value = (
             ops.concatenate([ops.cast(first, rest.dtype), rest], axis=1)
@@ -262,12 +262,12 @@ class TransformerBlock(keras.layers.Layer):
             options = {"return_scores": return_scores, "training": training}
             if cache is not None:
                 result = self.attention(inputs, context_mask=mask, cache=cache.self_attention, **options)
-            elif prefix is None and not return_prefix:
-                result = self.attention(inputs, context_mask=mask, causal=causal, **options)
             else:
-                self._check_prefix(mask)
-                own = self.attention.project_context(inputs, mask)
-                result = self.attention(inputs, causal=causal, cache=_behind(prefix, own), **options)
+                own = self._own(inputs, mask, prefix) if return_prefix or prefix is not None else None
+                if own is None or self.kernel == "local":  # whose window needs to know that keys are the tokens' own
+                    result = self.attention(inputs, context_mask=mask, causal=causal, **options)
+                else:
+                    result = self.attention(inputs, causal=causal, cache=_behind(prefix, own), **options)
             itself = _parts(result)
             tokens = self._add("attention", self.attention_norm, tokens, itself.output, training)
         if self.cross is not None and use_context:
@@ -319,13 +319,17 @@ class TransformerBlock(keras.layers.Layer):
         mask = checked_mask(mask, "mask", self.name, (tokens.shape[0], None), length if isinstance(length, int) else None)
         return joined_mask((prefix_mask, prefix_mask), (mask, room[:, length_of(prefix_mask) :]))
 
-    def _check_prefix(self, mask: KerasTensor | None = None) -> None:
-        if self.attention is None or self.rotary:
-            expected = "self-attention without rotary positions"
-            raise ConfigError("a prefix needs another block", where=self.name, expected=expected)
+    def _own(self, inputs: KerasTensor, mask: KerasTensor | None, prefix: ContextCache | None) -> ContextCache:
+        self._check_prefix(before=prefix is not None)
         if mask is not None and len(mask.shape) != 2:
             expected = "bool[batch, tokens]"
             raise ConfigError("the mask does not fit a prefix", where=self.name, expected=expected, found=list(mask.shape))
+        return self.attention.project_context(inputs, mask)
+
+    def _check_prefix(self, before: bool = False) -> None:
+        if self.attention is None or self.rotary or (before and self.kernel == "local"):
+            expected = "self-attention without rotary positions, and without a window"
+            raise ConfigError("a prefix needs another block", where=self.name, expected=expected)
 
     def _context(self, context: KerasTensor | None, mask: KerasTensor | None) -> KerasTensor | None:
         if self.cross_context_norm is None or context is None:
