@@ -158,6 +158,15 @@ class Fusion(keras.layers.Layer):
         """
         return image
 
+    def __call__(self, *arguments: Any, **options: Any) -> FusionOutput:
+        """Calls the fusion; in a functional model of Keras too."""
+        output = super().__call__(*arguments, **options)
+        return output if isinstance(output, FusionOutput) else FusionOutput(*output)
+
+    def compute_output_spec(self, *arguments: Any, **options: Any) -> tuple[KerasTensor, ...]:
+        """Shapes and dtypes of what comes out, without what is None: Keras's graphs of layers have no place for it."""
+        return tuple(x for x in super().compute_output_spec(*arguments, **options) if x is not None)
+
     def init_cache(
         self,
         batch_size: int | KerasTensor,
