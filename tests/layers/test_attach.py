@@ -15,7 +15,7 @@ from mmfusion.layers import Attention, MapAttention, attach
 
 NETWORKS = {
     "MobileNetV2": ({"alpha": 0.35}, ["block_6_expand_relu", "block_12_add"]),
-    "ResNet50": ({}, ["conv3_block4_out"]),
+    "MobileNet": ({"alpha": 0.25}, ["conv_pw_5_relu"]),
 }
 
 
