@@ -44,6 +44,7 @@ class TextTransformer(keras.layers.Layer):
         stochastic_depth: Rate of dropping the last block's branches; it grows linearly from 0 with depth. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
+        positions: Of the embedding, see `mmfusion.layers.TokenEmbedding`. Default ``"learned"``.
         block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``.
             Default none.
 
@@ -82,6 +83,7 @@ class TextTransformer(keras.layers.Layer):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         kernel: str = "exact",
+        positions: str = "learned",
         block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,11 +100,13 @@ class TextTransformer(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.layer_scale = layer_scale
         self.kernel = kernel
+        self.positions = positions
         self.block_options = dict(block_options or {})
         self.token_embedding = TokenEmbedding(
             vocabulary_size=vocabulary_size,
             dim=dim,
             max_length=max_length,
+            positions=positions,
             dtype=self.dtype_policy,
             name="token_embedding",
         )
@@ -169,6 +173,6 @@ class TextTransformer(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "vocabulary_size", "max_length", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout",
-            "stochastic_depth", "layer_scale", "kernel", "block_options",
+            "stochastic_depth", "layer_scale", "kernel", "positions", "block_options",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

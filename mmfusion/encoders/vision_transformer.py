@@ -33,7 +33,9 @@ class VisionTransformer(keras.layers.Layer):
         stochastic_depth: Rate of dropping the last block's branches; it grows linearly from 0 with depth. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
-        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``.
+        positions: Of the embedding, see `mmfusion.layers.PatchEmbedding`. Default ``"learned"``.
+        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``;
+            of ``{"rotary": "2d"}`` the grid is that of the patches.
             Default none.
 
     Call arguments:
@@ -70,6 +72,7 @@ class VisionTransformer(keras.layers.Layer):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         kernel: str = "exact",
+        positions: str = "learned",
         block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,8 +98,14 @@ class VisionTransformer(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.layer_scale = layer_scale
         self.kernel = kernel
+        self.positions = positions
         self.block_options = dict(block_options or {})
-        self.patch_embedding = PatchEmbedding(patch_size=patch_size, dim=dim, dtype=self.dtype_policy, name="patch_embedding")
+        options = dict(self.block_options)
+        if options.get("rotary") == "2d":
+            options["attention_options"] = {"grid": self.grid, **(options.get("attention_options") or {})}
+        self.patch_embedding = PatchEmbedding(
+            patch_size=patch_size, dim=dim, positions=positions, dtype=self.dtype_policy, name="patch_embedding"
+        )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.blocks = transformer_blocks(
             depth,
@@ -108,7 +117,7 @@ class VisionTransformer(keras.layers.Layer):
             layer_scale=layer_scale,
             kernel=kernel,
             dtype=self.dtype_policy,
-            **self.block_options,
+            **options,
         )
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
 
@@ -150,6 +159,6 @@ class VisionTransformer(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "image_size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout",
-            "stochastic_depth", "layer_scale", "kernel", "block_options",
+            "stochastic_depth", "layer_scale", "kernel", "positions", "block_options",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

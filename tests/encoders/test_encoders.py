@@ -51,8 +51,24 @@ def test_config_round_trip(make):
     assert [tuple(w.shape) for w in copy.weights] == [tuple(w.shape) for w in layer.weights]
 
 
-def test_cached_reading_equals_reading_at_once():
-    encoder = text_encoder()
+def test_positions_in_the_attention_alone():
+    # Without any position, the same tokens in another order come out in that order; rotary positions alone tell them apart.
+    images = np.random.default_rng(0).normal(size=(1, 16, 24, 3)).astype("float32")
+    turned = images.reshape(1, 2, 8, 24, 3)[:, ::-1].reshape(1, 16, 24, 3)
+    for rotary in (False, "2d"):
+        encoder = VisionTransformer(
+            image_size=(16, 24), patch_size=8, dim=16, depth=1, num_heads=2, positions="none", block_options={"rotary": rotary}
+        )
+        encoder.build()
+        randomized(encoder)
+        first, second = (to_numpy(encoder(x)).reshape(2, 3, 16) for x in (images, turned))
+        assert (np.abs(first - second[::-1]).max() > 1e-3) == bool(rotary)
+        assert "position_embedding" not in [weight.name for weight in encoder.weights]
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": "sinusoidal"}, {"positions": "none", "block_options": {"rotary": True}}])
+def test_cached_reading_equals_reading_at_once(options):
+    encoder = text_encoder(**options)
     ids = np.random.default_rng(0).integers(1, 20, (3, 8)).astype("int32")
     whole = to_numpy(encoder(ids, causal=True))
     cache = encoder.init_cache(3, 8)
