@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "export": {"config", "text", "data", "models", "training"},
     "retrieval": {"config", "text", "data", "models", "export"},
     "tuning": {"config", "training"},
-    "cli": {"config", "data", "evaluation", "explain", "export", "retrieval", "training", "tuning", "text"},
+    "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "training", "tuning", "text"},
 }
 KERAS_ONLY = ("layers", "fusion", "encoders", "models", "losses", "decoding")
 HEAVY = ("tensorflow_text", "tensorflow_datasets", "keras_tuner", "torch", "transformers", "faiss", "matplotlib")

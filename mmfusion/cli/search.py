@@ -44,8 +44,9 @@ def search(
         typer.echo(f"skipped: {reason}", err=True)
     hits = index.search(text, top_k=top_k, rerank=rerank)
     for rank, hit in enumerate(hits, start=1):
+        similarity = "" if hit.similarity is None else f"  similarity {hit.similarity:+.3f}"
         match = "" if hit.match is None else f"  match {hit.match:.3f}"
-        typer.echo(f"{rank:2}  similarity {hit.similarity:+.3f}{match}  {hit.path}")
+        typer.echo(f"{rank:2}{similarity}{match}  {hit.path}")
     if picture is not None:
         _draw(text, hits, picture)
         typer.echo(f"drawn: {picture}")
@@ -56,4 +57,8 @@ def _draw(text: str, hits: Sequence[Hit], picture: Path) -> None:
     from mmfusion.evaluation.figures import draw_retrieval
 
     images = [decode_image(hit.path.read_bytes()).numpy() for hit in hits]
-    draw_retrieval([text], [images], path=picture, scores=[[hit.similarity if hit.match is None else hit.match for hit in hits]])
+    draw_retrieval([text], [images], path=picture, scores=[[_score(hit) for hit in hits]])
+
+
+def _score(hit: Hit) -> float:
+    return next(score for score in (hit.match, hit.similarity) if score is not None)

@@ -19,6 +19,9 @@ class EvaluationConfig(Section):
     gallery: Literal["split", "all"] = Field("split", description="Retrieve within the split or among all splits.")
     rerank_top_k: Annotated[int, Field(ge=0)] = Field(0, description="Candidates that the matching head reorders; 0 does not.")
     fuse: float = Field(0.0, description="Weight of the dual encoder's cosine similarity beside the matching logit in reranking.")
+    retrieval_images: Annotated[int, Field(ge=0)] = Field(
+        64, description="Images among which a model that matches but does not embed is asked for every pair; 0 does not."
+    )
     captions: bool = Field(True, description="Whether to write and score captions.")
     caption_images: Positive | None = Field(None, description="Only so many images are captioned.")
 

@@ -1,14 +1,14 @@
-"""How surely a model says what people wrote, beside a model that knows only how often each token occurs."""
+"""How surely a model says or guesses what people wrote, beside a model that knows only how often each token occurs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from mmfusion.errors import DataError
-from mmfusion.losses import captioning_loss
+from mmfusion.losses import captioning_loss, mask_tokens, masked_language_loss
 from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
 
@@ -34,15 +34,84 @@ def caption_loss(
         DataError: If there is no caption.
     """
 
-    @tf.autograph.experimental.do_not_convert
-    def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
         logits = model.caption_logits(patches, token_ids[:, :-1], mask[:, :-1], training=False)
         loss = captioning_loss(logits, token_ids[:, 1:], mask[:, 1:])
-        return tf.reduce_sum(loss.loss_sum), tf.reduce_sum(loss.tokens)
+        return tf.reduce_sum(loss.tokens), tf.reduce_sum(loss.loss_sum)
 
+    return mean_over_captions(model, tokenizer, batches, captions, cost)[0]
+
+
+def masked_language_figures(
+    model: ImageTextModel,
+    tokenizer: WordPieceTokenizer,
+    batches: Iterable[Mapping[str, tf.Tensor]],
+    captions: Mapping[int, Sequence[str]],
+    *,
+    rate: float = 0.15,
+) -> dict[str, float]:
+    """How well a model guesses hidden words of all captions of all images, the same places each time.
+
+    Args:
+        model: A model with a masked language head.
+        tokenizer: Its tokenizer.
+        batches: As in `caption_loss`.
+        captions: Each image's captions, by its id.
+        rate: Share of the words that are hidden, at least one a caption. Default 0.15.
+
+    Returns:
+        ``masked_language_loss``, nats a hidden word, and ``masked_language_accuracy``, from 0 to 1.
+
+    Raises:
+        DataError: If there is no caption.
+    """
+    head = model.masked_language_head
+    vocabulary_size = model.text_encoder.vocabulary_size
+
+    def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        hidden = mask_tokens(
+            token_ids,
+            mask,
+            vocabulary_size=vocabulary_size,
+            mask_id=head.mask_id,
+            special_ids=head.special_ids,
+            rate=rate,
+            seed=0,
+        )
+        logits = model.masked_language_logits(patches, hidden.token_ids, mask, training=False)
+        loss = masked_language_loss(logits, token_ids, hidden.chosen)
+        right = tf.logical_and(tf.argmax(logits, axis=-1, output_type=token_ids.dtype) == token_ids, hidden.chosen)
+        return tf.reduce_sum(loss.tokens), tf.reduce_sum(loss.loss_sum), tf.reduce_sum(tf.cast(right, tf.float32))
+
+    loss, accuracy = mean_over_captions(model, tokenizer, batches, captions, cost)
+    return {"masked_language_loss": loss, "masked_language_accuracy": accuracy}
+
+
+def mean_over_captions(
+    model: ImageTextModel,
+    tokenizer: WordPieceTokenizer,
+    batches: Iterable[Mapping[str, tf.Tensor]],
+    captions: Mapping[int, Sequence[str]],
+    cost: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]],
+) -> list[float]:
+    """Means of what `cost` sums over all captions of all images.
+
+    Args:
+        model: The model, whose image encoder reads the images.
+        tokenizer: Its tokenizer.
+        batches: Dictionaries with ``image`` and ``image_id``.
+        captions: Each image's captions, by its id.
+        cost: From patches ``float[B, P, Di]``, ``int[B, T]`` and ``bool[B, T]`` to a count and one or more sums.
+
+    Returns:
+        Each sum over the count.
+
+    Raises:
+        DataError: If there is no caption.
+    """
     encode = tf.function(lambda images: model.image_encoder(images, training=False), reduce_retracing=True, autograph=False)
-    compiled = tf.function(cost, reduce_retracing=True)
-    total = count = 0.0
+    compiled = tf.function(cost, reduce_retracing=True, autograph=False)
+    totals: list[float] = []
     for batch in batches:
         patches = encode(batch["image"])
         rows = [captions[int(key)] for key in batch["image_id"].numpy()]
@@ -50,11 +119,11 @@ def caption_loss(
         for turn in range(max(map(len, rows), default=0)):
             chosen = [row for row, texts in enumerate(rows) if turn < len(texts)]
             tokens = tokenizer(tf.constant([rows[row][turn] for row in chosen]))
-            loss, tokens_seen = compiled(tf.gather(patches, chosen), tokens.token_ids, tokens.token_mask)
-            total, count = total + float(loss), count + float(tokens_seen)
-    if not count:
-        raise DataError("no caption to score", where="caption_loss")
-    return total / count
+            sums = [float(value) for value in compiled(tf.gather(patches, chosen), tokens.token_ids, tokens.token_mask)]
+            totals = [a + b for a, b in zip(totals or [0.0] * len(sums), sums, strict=True)]
+    if not totals or not totals[0]:
+        raise DataError("no caption to score", where="captions")
+    return [total / totals[0] for total in totals[1:]]
 
 
 def unigram_loss(tokenizer: WordPieceTokenizer, corpus: Sequence[str], captions: Sequence[str]) -> float:

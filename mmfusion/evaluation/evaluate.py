@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from mmfusion.data import ImageTransform, Quarantine, Source
 from mmfusion.errors import DataError
 from mmfusion.evaluation.caption_likelihood import unigram_loss
 from mmfusion.evaluation.evaluator import CaptionsResult, EncodedGallery, Evaluator
+from mmfusion.evaluation.matching_retrieval import retrieval_by_matching
 from mmfusion.evaluation.report import write_report
 from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
@@ -58,25 +60,39 @@ def evaluate_model(
     def tell(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(what, done, total)
 
-    evaluator = Evaluator(
+    evaluator_of = partial(
+        Evaluator,
         model,
         source=source,
         split=split,
         tokenizer=tokenizer,
         transform=transform,
-        gallery=options.gallery,
         quarantine=Quarantine(output / "quarantine.jsonl", total=sum(map(len, source.splits.values())), max_share=1.0),
         progress=tell("reading pictures"),
     )
+    evaluator = evaluator_of(gallery=options.gallery)
     metrics: dict[str, Any] = {}
-    encoded = None
+    notes = ["icons (Twemoji) with short names, not photographs"] if recipe.data.source == "builtin" else []
+    gallery = f"{options.gallery}: {len(evaluator.gallery.splits['gallery'])} images"
+    found = None
     rerank = options.rerank_top_k if "matching" in model.heads else 0
     if "contrastive" in model.heads:
         encoded = evaluator.encode(tokens=rerank > 0)
         metrics.update(evaluator.retrieval(encoded))
+        found = _Found(evaluator, encoded, lambda texts: encoded.text_embedding[texts] @ encoded.image_embedding.T)
         if rerank:
             reranked = evaluator.reranked(encoded, top_k=rerank, fuse=options.fuse, progress=tell("reranking"))
             metrics.update({f"reranked_{name}": value for name, value in reranked.items()})
+    elif "matching" in model.heads and options.retrieval_images:
+        small = evaluator_of(gallery="split", limit=options.retrieval_images)
+        matched = retrieval_by_matching(small, progress=tell("matching"))
+        metrics.update(matched.metrics)
+        found = _Found(small, matched.encoded, lambda texts: matched.scores[:, texts].T)
+        images, texts = matched.scores.shape
+        gallery = f"the first {images} images and their {texts} texts, every pair by the matching head"
+        notes.append(f"ranks among {images} images are no ranks in the whole split: this model has no embeddings to search with")
+    if "masked_language" in model.heads:
+        metrics.update(evaluator.masked_language())
     captions = None
     if "captioning" in model.heads and options.captions:
         captions = evaluator.captions(
@@ -98,22 +114,27 @@ def evaluate_model(
         "images": len(evaluator.examples),
         "captions": sum(len(example.captions) for example in evaluator.examples),
         "captioned_images": 0 if captions is None else len(captions.captions),
-        "gallery": f"{options.gallery}: {len(evaluator.gallery.splits['gallery'])} images",
+        "gallery": gallery,
         "resolution": f"{transform.size[0]} x {transform.size[1]} ({transform.resize_mode})",
         "parameters": model.count_params(),
         "rerank_top_k": rerank,
         "fuse": options.fuse,
         "skipped": evaluator.quarantine.count,
     }
-    notes = []
-    if recipe.data.source == "builtin":
-        notes.append("icons (Twemoji) with short names, not photographs")
     if recipe.data.train_split == split:
         notes.append("measured on the pictures that it was trained on: says that the machinery works, nothing else")
     meta["notes"] = notes
     write_report(output, metrics, meta)
-    _draw(output, evaluator, encoded, captions, transform)
+    _draw(output, evaluator, found, captions, transform)
     return metrics
+
+
+class _Found(NamedTuple):
+    """A gallery, and from texts (their rows) to the scores of its images, ``float[q, I]``."""
+
+    evaluator: Evaluator
+    encoded: EncodedGallery
+    scores: Callable[[np.ndarray], np.ndarray]
 
 
 def write_captions(captions: CaptionsResult, source: Source, split: str, path: Path) -> None:
@@ -137,7 +158,7 @@ def write_captions(captions: CaptionsResult, source: Source, split: str, path: P
 def _draw(
     output: Path,
     evaluator: Evaluator,
-    encoded: EncodedGallery | None,
+    found: _Found | None,
     captions: CaptionsResult | None,
     transform: ImageTransform,
     *,
@@ -147,13 +168,13 @@ def _draw(
     from mmfusion.evaluation.figures import draw_captions, draw_retrieval
 
     examples = {example.image_id: example for examples in evaluator.gallery.splits.values() for example in examples}
-    if encoded is not None:
+    if found is not None:
+        encoded = found.encoded
         queries = np.flatnonzero(encoded.text_query)
         queries = queries[np.linspace(0, len(queries) - 1, min(rows, len(queries))).astype(int)]
-        similarity = encoded.text_embedding[queries] @ encoded.image_embedding.T
-        order = np.argsort(-similarity, axis=1)[:, :top_k]
+        order = np.argsort(-found.scores(queries), axis=1)[:, :top_k]
         draw_retrieval(
-            [_text_of(evaluator, encoded, int(query)) for query in queries],
+            [_text_of(found.evaluator, encoded, int(query)) for query in queries],
             [[_picture(examples[int(encoded.image_id[row])], transform) for row in ranked] for ranked in order],
             [
                 [bool(encoded.image_id[row] == encoded.text_image_id[query]) for row in ranked]

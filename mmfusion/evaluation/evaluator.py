@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mmfusion.data import ImageTransform, Quarantine, Source, build_eval_images, build_eval_texts
 from mmfusion.errors import DataError
-from mmfusion.evaluation.caption_likelihood import caption_loss
+from mmfusion.evaluation.caption_likelihood import caption_loss, masked_language_figures
 from mmfusion.evaluation.caption_metrics import caption_metrics
 from mmfusion.evaluation.reranking import rerank
 from mmfusion.evaluation.retrieval_metrics import retrieval_metrics
@@ -274,6 +274,12 @@ class Evaluator:
         """Nats a token of the split's captions; see `mmfusion.evaluation.caption_likelihood.caption_loss`."""
         captions = {example.image_id: example.captions for example in self.examples}
         return caption_loss(self.model, self.tokenizer, self._image_batches(self.queries, "queries"), captions)
+
+    def masked_language(self, *, rate: float = 0.15) -> dict[str, float]:
+        """Loss and accuracy of hidden words; see `mmfusion.evaluation.caption_likelihood.masked_language_figures`."""
+        captions = {example.image_id: example.captions for example in self.examples}
+        batches = self._image_batches(self.queries, "queries")
+        return masked_language_figures(self.model, self.tokenizer, batches, captions, rate=rate)
 
     def _image_batches(self, source: Source, split: str) -> Iterator[dict[str, tf.Tensor]]:
         total = len(source.splits[split])

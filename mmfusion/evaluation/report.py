@@ -24,6 +24,8 @@ _NAMES = {
     "ceiling": "candidate ceiling", "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "distinct": "distinct captions",
     "token_loss": "loss a token (nats)", "unigram_loss": "loss of a unigram model",
+    "masked_language_loss": "loss a hidden word (nats)", "masked_language_accuracy": "hidden words guessed (share)",
+    "matching_accuracy": "pairs told right (share, chance 0.5)",
 }  # fmt: skip
 
 
@@ -157,13 +159,16 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sections(metrics: Mapping[str, Any]) -> dict[str, Figures]:
-    sections: dict[str, Figures] = {"retrieval": {}, "reranked": {}, "captions": {}, "other figures": {}}
+    names = ("retrieval", "reranked", "captions", "matching and hidden words", "other figures")
+    sections: dict[str, Figures] = {name: {} for name in names}
     for name, value in metrics.items():
         section, short = "other figures", name
         if name.startswith("reranked_"):
             section, short = "reranked", name.removeprefix("reranked_")
         elif name.startswith(("i2t_", "t2i_")) or name == "rsum":
             section = "retrieval"
+        elif name.startswith(("masked_language_", "matching_")):
+            section = "matching and hidden words"
         elif name in _NAMES:
             section = "captions"
         sections[section][short] = value

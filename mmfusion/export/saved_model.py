@@ -151,9 +151,9 @@ def _write_examples(folder: Path, description: dict[str, Any]) -> None:
     folder.mkdir()
     picture = example_image()
     (folder / "picture.jpg").write_bytes(picture)
-    instance: dict[str, Any] = {"image_bytes": {"b64": base64.b64encode(picture).decode()}}
-    request = {"signature_name": "caption", "instances": [instance]}
-    if "caption" not in description["signatures"]:
-        request = {"signature_name": "encode_image", "instances": [instance]}
+    values = {"image_bytes": {"b64": base64.b64encode(picture).decode()}, "text": "a colourful square"}
+    known = description["signatures"]
+    name = next(name for name in ("caption", "encode_image", "match", *known) if name in known)
+    request = {"signature_name": name, "instances": [{key: values[key] for key in known[name] if key in values}]}
     (folder / "request.json").write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("request_example.py"), folder / REQUEST)

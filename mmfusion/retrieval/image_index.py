@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmfusion.errors import DataError
+from mmfusion.errors import DataError, ExportError
 
 if TYPE_CHECKING:
     from mmfusion.export import Predictor
@@ -21,20 +21,25 @@ class Hit(NamedTuple):
 
     Attributes:
         path: The picture.
-        similarity: Cosine of its and the query's embedding, from -1 to 1.
+        similarity: Cosine of its and the query's embedding, from -1 to 1; None where the model does not embed.
         match: Probability of the matching head, or None where it was not asked.
     """
 
     path: Path
-    similarity: float
+    similarity: float | None
     match: float | None
 
 
 class ImageIndex:
     """Pictures embedded once and searched exactly by inner product (FAISS).
 
+    A model that matches but does not embed is asked about every picture at every search.
+
     Args:
         predictor: The model, as `mmfusion.load` gives it.
+
+    Raises:
+        ExportError: If the model can neither embed nor match.
 
     Example:
         >>> from mmfusion import load
@@ -46,13 +51,21 @@ class ImageIndex:
     """
 
     def __init__(self, predictor: Predictor) -> None:
+        if not {"encode_image", "match"} & set(predictor.signatures):
+            raise ExportError(
+                "cannot search: the model neither embeds nor matches pictures",
+                where=predictor.name,
+                expected="encode_image or match",
+                found=", ".join(predictor.signatures),
+            )
         self.predictor = predictor
+        self.embeds = "encode_image" in predictor.signatures
         self.paths: list[Path] = []
         self.unreadable: list[tuple[Path, str]] = []
         self._index: Any = None
 
     def add(self, paths: Sequence[Path], *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Embeds pictures and adds them; an unreadable one is skipped and listed in `unreadable`.
+        """Adds pictures, embedded where the model does that; an unreadable one is skipped and listed in `unreadable`.
 
         Args:
             paths: The pictures.
@@ -63,6 +76,9 @@ class ImageIndex:
         step = self.predictor.batch_size
         for start in range(0, len(paths), step):
             batch = list(paths[start : start + step])
+            if not self.embeds:
+                self.paths += self._readable(batch)
+                continue
             try:
                 embeddings = self.predictor.encode_image(batch)
             except DataError:
@@ -90,8 +106,12 @@ class ImageIndex:
             DataError: If the index is empty, or the sentence is no query; see `check_query`.
         """
         check_query(text)
-        if self._index is None:
+        if not self.paths:
             raise DataError("the index is empty", found=f"{len(self.unreadable)} unreadable pictures", fix="add pictures first")
+        if not self.embeds:
+            scores = self.predictor.match(self.paths, [text] * len(self.paths))
+            matched = [Hit(path, None, float(score)) for path, score in zip(self.paths, scores, strict=True)]
+            return sorted(matched, key=lambda hit: -(hit.match or 0.0))[:top_k]
         count = min(max(top_k, rerank), len(self.paths))
         similarity, rows = self._index.search(self.predictor.encode_text([text]), count)
         hits = [Hit(self.paths[row], float(value), None) for row, value in zip(rows[0], similarity[0], strict=True)]
@@ -101,6 +121,18 @@ class ImageIndex:
             candidates = [hit._replace(match=float(score)) for hit, score in zip(candidates, scores, strict=True)]
             hits = sorted(candidates, key=lambda hit: -(hit.match or 0.0)) + hits[rerank:]
         return hits[:top_k]
+
+    def _readable(self, batch: list[Path]) -> list[Path]:
+        from mmfusion.export.predictor import check_image, read_image
+
+        kept = []
+        for path in batch:
+            try:
+                check_image(path, read_image(path))
+                kept.append(path)
+            except DataError as error:
+                self.unreadable.append((path, str(error)))
+        return kept
 
     def _one_by_one(self, batch: list[Path]) -> tuple[list[Path], np.ndarray]:
         kept, embeddings = [], []

@@ -193,7 +193,7 @@ def test_the_words_of_fusion_styles_are_those_of_the_classes():
 
     common = set(FusionConfig(style="merged").options())
     assert set(STYLES) == set(FUSION_STYLES) == set(STYLE_OPTIONS)
-    given = {"dim", "image_dim", "inner_options", "fusion", "norm_epsilon"}
+    given = {"dim", "image_dim", "inner_options", "fusion", "norm_epsilon", "unroll"}
     for style, layer in STYLES.items():
         assert common | {"layer_scale", *STYLE_OPTIONS[style]} == keyword_only(layer) - given, style
 
