@@ -11,7 +11,7 @@ from mmfusion.config.section import Section
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Gain = Annotated[float, Field(gt=0.0)]
-Kernel = Literal["exact", "chunked"]
+Kernel = Literal["exact", "chunked", "local", "linear"]
 #: The door for further fusion styles: a word here, what it alone takes in `STYLE_OPTIONS`, a class in `mmfusion.fusion.STYLES`.
 FusionStyle = Literal["late", "cross", "co", "merged", "bottleneck", "gated", "qformer", "resampler", "recurrent"]
 FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
@@ -26,6 +26,25 @@ STYLE_OPTIONS: dict[str, tuple[str, ...]] = {
     "resampler": ("num_latents", "resampler_depth", "inner"),
     "recurrent": ("attention",),
 }
+
+
+def check_kernel(kernel: str, *, attention_dropout: float = 0.0, **options: Any) -> None:
+    """Refuses options of attention that a kernel has no use for.
+
+    Args:
+        kernel: The kernel.
+        attention_dropout: Needs the exact kernel. Default 0.
+        **options: Others by name: ``window`` and ``num_global_tokens`` need the local kernel, ``logit_cap`` and ``rotary`` any
+            but the linear one; none, 0 and False are not set.
+
+    Raises:
+        ValueError: With the option.
+    """
+    meant = {"window": kernel == "local", "num_global_tokens": kernel == "local"}
+    for name, value in {"attention_dropout": attention_dropout, **options}.items():
+        fits = kernel == "exact" if name == "attention_dropout" else meant.get(name, kernel != "linear")
+        if value and not fits:
+            raise ValueError(f"{name}: expected none, since kernel {kernel} has no use for it, found {value}")
 
 
 class FusionConfig(Section):
@@ -57,6 +76,7 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _known_to_the_style(self) -> FusionConfig:
+        check_kernel(self.kernel, attention_dropout=self.attention_dropout)
         if self.inner == "resampler":
             raise ValueError("inner: expected another style than the resampler itself, found resampler")
         known = {*STYLE_OPTIONS[self.style], *self._inner_options}

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmfusion.config.fusion_config import Gain, Kernel, Positive, Rate
+from mmfusion.config.fusion_config import Gain, Kernel, Positive, Rate, check_kernel
 from mmfusion.config.section import Section
 
 Head = Literal["contrastive", "matching", "masked_language", "captioning"]
 #: What the encoders' constructors take themselves; every other option goes to each of their blocks.
 _OWN = (
     "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
-    "kernel",
+    "kernel", "positions",
 )  # fmt: skip
+_OF_ATTENTION = ("logit_cap", "window", "num_global_tokens")
 
 
 class TextConfig(Section):
@@ -38,6 +39,11 @@ class _Transformer(Section):
     kernel: Kernel = Field("exact", description="How attention is computed.")
     num_key_value_heads: Positive | None = Field(None, description="Heads of keys and values; none as many as num_heads.")
     query_key_norm: bool = Field(False, description="Normalise queries and keys.")
+    logit_cap: Gain | None = Field(None, description="Bound of attention's logits; none has no bound.")
+    window: Positive | None = Field(None, description="Tokens on each side that kernel local sees.")
+    num_global_tokens: Positive | None = Field(None, description="Leading tokens that see all and are seen by all (local).")
+    rotary: bool = Field(False, description="Rotate queries and keys by position.")
+    positions: Literal["learned", "sinusoidal", "none"] = Field("learned", description="Positions added to the embedding.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> _Transformer:
@@ -47,6 +53,8 @@ class _Transformer(Section):
             raise ValueError(
                 f"num_key_value_heads: expected a divisor of num_heads {self.num_heads}, found {self.num_key_value_heads}"
             )
+        names = (*_OF_ATTENTION, "attention_dropout", "rotary")
+        check_kernel(self.kernel, **{name: getattr(self, name) for name in names})
         return self
 
     def options(self) -> dict[str, Any]:
@@ -54,18 +62,21 @@ class _Transformer(Section):
 
         Example:
             >>> from mmfusion.config import TextEncoderConfig
-            >>> TextEncoderConfig(query_key_norm=True).options()["block_options"]
-            {'query_key_norm': True}
+            >>> TextEncoderConfig(query_key_norm=True, logit_cap=50.0).options()["block_options"]
+            {'query_key_norm': True, 'attention_options': {'logit_cap': 50.0}}
         """
         options = self.model_dump()
         own = {name: options.pop(name) for name in _OWN if name in options}
-        return own | {"block_options": {name: value for name, value in options.items() if value is not None}}
+        options = {name: value for name, value in options.items() if value not in (None, False)}
+        attention = {name: options.pop(name) for name in _OF_ATTENTION if name in options}
+        return own | {"block_options": options | ({"attention_options": attention} if attention else {})}
 
 
 class ImageEncoderConfig(_Transformer):
     """The vision transformer."""
 
     patch_size: Positive = Field(16, description="Side of a patch in pixels.")
+    rotary: bool | Literal["2d"] = Field(False, description="Rotate queries and keys by position: along the patches, or 2d.")  # type: ignore[assignment]
 
 
 class TextEncoderConfig(_Transformer):

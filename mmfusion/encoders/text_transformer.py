@@ -45,6 +45,8 @@ class TextTransformer(keras.layers.Layer):
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
         positions: Of the embedding, see `mmfusion.layers.TokenEmbedding`. Default ``"learned"``.
+        positions: What is added to the embedding: ``"learned"``, ``"sinusoidal"`` or ``"none"`` (rotary ones are a block option).
+            Default ``"learned"``.
         block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``.
             Default none.
 
@@ -100,6 +102,7 @@ class TextTransformer(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.layer_scale = layer_scale
         self.kernel = kernel
+        self.positions = positions
         self.positions = positions
         self.block_options = dict(block_options or {})
         self.token_embedding = TokenEmbedding(

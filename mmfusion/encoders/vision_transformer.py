@@ -34,6 +34,8 @@ class VisionTransformer(keras.layers.Layer):
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
         positions: Of the embedding, see `mmfusion.layers.PatchEmbedding`. Default ``"learned"``.
+        positions: What is added to the embedding: ``"learned"``, ``"sinusoidal"`` or ``"none"`` (rotary ones are a block option).
+            Default ``"learned"``.
         block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``;
             of ``{"rotary": "2d"}`` the grid is that of the patches.
             Default none.
@@ -99,6 +101,7 @@ class VisionTransformer(keras.layers.Layer):
         self.layer_scale = layer_scale
         self.kernel = kernel
         self.positions = positions
+        self.positions = positions
         self.block_options = dict(block_options or {})
         options = dict(self.block_options)
         if options.get("rotary") == "2d":
@@ -120,6 +123,11 @@ class VisionTransformer(keras.layers.Layer):
             **options,
         )
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
+
+    def _block_options(self) -> dict[str, Any]:
+        if self.block_options.get("rotary") != "2d":
+            return self.block_options
+        return {**self.block_options, "attention_options": {"grid": self.grid, **self.block_options.get("attention_options", {})}}
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -96,6 +96,13 @@ def test_nothing_is_guessed(section, key, value):
         ({"data": {"augment": {"crop_scale": [1.0, 0.5]}}}, "data.augment.crop_scale]: expected 0 < smallest <= largest"),
         ({"data": {"augment": {"crop_ratio": [2.0, 0.5]}}}, "data.augment.crop_ratio]: expected 0 < narrowest <= widest"),
         ({"data": {"image_size": [224, 230]}}, "patch_size]: expected a divisor of data.image_size [224, 230], found 16"),
+        ({"model": {"text_encoder": {"window": 3}}}, "text_encoder.window]: expected none, since kernel exact has no use for it"),
+        (
+            {"fusion": {"kernel": "linear", "attention_dropout": 0.1}},
+            "attention_dropout]: expected none, since kernel lin",
+        ),
+        ({"model": {"image_encoder": {"num_key_value_heads": 3}}}, "num_key_value_heads]: expected a divisor of num_heads 4"),
+        ({"fusion": {"direction": "image"}}, "fusion.direction]: expected text or both, since the model writes or guesses words"),
         ({"model": {"text_encoder": {"dim": 10}}}, "model.text_encoder.num_heads]: expected a divisor of dim 10, found 4"),
         ({"train": {"monitor": "val_rsums"}}, "found val_rsums; did you mean val_rsum?"),
         ({"tune": {"objective": {"metric": "val_los"}}}, "tune.objective.metric]: expected one of val_loss"),

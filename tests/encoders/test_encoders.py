@@ -150,3 +150,37 @@ def test_cached_reading_of_an_unknown_number_of_tokens():
         tokens, position = read(ids)
         assert int(position) == length
         np.testing.assert_allclose(tokens, encoder(ids, causal=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positions": "none", "block_options": {"rotary": True, "num_key_value_heads": 1}},
+        {"positions": "sinusoidal", "block_options": {"query_key_norm": True, "attention_options": {"logit_cap": 5.0}}},
+        {"kernel": "local", "block_options": {"attention_options": {"window": 1}}},
+        {"attention_dropout": 0.1, "stochastic_depth": 0.2, "layer_scale": 0.1},
+    ],
+)
+def test_further_options_reach_every_block(options):
+    image = VisionTransformer(image_size=(16, 24), patch_size=8, dim=16, depth=2, num_heads=2, **options)
+    text = TextTransformer(vocabulary_size=9, max_length=5, dim=16, depth=2, num_heads=2, **options)
+    assert np.isfinite(to_numpy(image(np.ones((1, 16, 24, 3), "float32"), training=True))).all()
+    assert np.isfinite(to_numpy(text(np.ones((1, 5), "int32")))).all()
+    for layer in (image, text):
+        block = layer.blocks[1].get_config()
+        assert all(block[name] == value for name, value in options.get("block_options", {}).items())
+        assert block["stochastic_depth"] == options.get("stochastic_depth", 0.0)
+        copy = type(layer).from_config(layer.get_config())
+        copy.build()
+        assert [weight.path for weight in copy.weights] == [weight.path for weight in layer.weights]
+
+
+def test_two_axes_of_rotary_positions_are_those_of_the_grid():
+    options = {"patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2, "positions": "none", "block_options": {"rotary": "2d"}}
+    wide = VisionTransformer(image_size=(16, 24), **options)
+    assert wide.blocks[0].attention_options["grid"] == (2, 3) and "grid" not in str(wide.get_config()["block_options"])
+    picture = np.random.default_rng(0).normal(size=(1, 16, 24, 3)).astype("float32")
+    moved = np.roll(picture, 8, axis=2)
+    randomized(wide, scale=0.5)
+    plain, other = to_numpy(wide(picture)), to_numpy(wide(moved))
+    assert np.abs(np.roll(plain.reshape(1, 2, 3, 16), 1, axis=2).reshape(1, 6, 16) - other).max() > 1e-3
