@@ -27,8 +27,8 @@ def presets(
 
     if size is not None and size not in SIZES:
         raise ConfigError("unknown size", where="--size", expected=", ".join(SIZES), found=size)
-    columns = [Column("preset", no_wrap=True), "image", "text", "fusion", "heads and losses"]
-    table = Table(*columns, *(["parameters"] if size else []), box=None, padding=(0, 2, 0, 0))
+    names = ["image", "text", "fusion", "heads and losses", *(["parameters"] if size else [])]
+    table = Table(Column("preset", no_wrap=True), *names, box=None, padding=(0, 2, 0, 0))
     for name in PRESETS:
         recipe = recipe_from_dict(replaced(SIZES[size or "tiny"], name))
         row = [name, _image(recipe), _text(recipe), _fusion(recipe), _terms(recipe)]

@@ -144,10 +144,10 @@ def beneath(content: Content) -> Content:
         >>> beneath({"preset": "clip", "objective": {"contrastive": {"label_smoothing": 0.1}}})["objective"]["contrastive"]
         {'loss': 'softmax', 'label_smoothing': 0.1}
     """
-    preset = PRESETS.get(content.get("preset")) if isinstance(content.get("preset"), str) else None
-    if preset is None:
+    name = content.get("preset")
+    if not isinstance(name, str) or name not in PRESETS:
         return content
-    whole = merge(preset, content)
+    whole = merge(PRESETS[name], content)
     return whole if "val_rsum" in _figures(whole) else merge({"train": {"monitor": "val_loss"}}, whole)
 
 

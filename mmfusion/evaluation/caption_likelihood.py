@@ -65,7 +65,7 @@ def masked_language_figures(
     Raises:
         DataError: If there is no caption.
     """
-    head = model.masked_language_head
+    head = model.head("masked_language")
     vocabulary_size = model.text_encoder.vocabulary_size
 
     def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:

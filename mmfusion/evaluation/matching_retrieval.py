@@ -43,13 +43,13 @@ def retrieval_by_matching(
     """
     encoded = evaluator.encode(tokens=True)
     images, texts = len(encoded.image_id), len(encoded.text_image_id)
-    scores = np.empty(images * texts, np.float32)
-    for start in range(0, len(scores), batch_size):
-        pairs = np.arange(start, min(start + batch_size, len(scores)))
-        scores[pairs] = evaluator.match_pairs(encoded, pairs // texts, pairs % texts)
+    flat = np.empty(images * texts, np.float32)
+    for start in range(0, len(flat), batch_size):
+        pairs = np.arange(start, min(start + batch_size, len(flat)))
+        flat[pairs] = evaluator.match_pairs(encoded, pairs // texts, pairs % texts)
         if progress is not None:
-            progress(int(pairs[-1]) + 1, len(scores))
-    scores = scores.reshape(images, texts)
+            progress(int(pairs[-1]) + 1, len(flat))
+    scores = flat.reshape(images, texts)
     metrics = retrieval_metrics(
         scores,
         encoded.image_id,

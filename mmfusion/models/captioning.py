@@ -10,6 +10,7 @@ from mmfusion.decoding import BeamOutput, DecodeOutput, beam_search, greedy
 from mmfusion.encoders import TextCache
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import FusionCache
+from mmfusion.models.fusing import fusion_of
 
 if TYPE_CHECKING:
     from mmfusion.models.image_text_model import ImageTextModel
@@ -52,7 +53,7 @@ def write_captions(
     Raises:
         ConfigError: If the text encoder does not hold so many tokens.
     """
-    head, fusion = model.captioning_head, model.fusion
+    head, fusion = model.head("captioning"), fusion_of(model)
     longest = model.text_encoder.max_length - 1
     if max_tokens is not None and not 1 <= max_tokens <= longest:
         raise ConfigError(

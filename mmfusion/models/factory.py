@@ -68,8 +68,7 @@ def build_model(
     contrastive = recipe.objective.contrastive
     parts: dict[str, Any] = {}
     if model.fuses:
-        width = {"dim": text.dim, "image_dim": image.dim}
-        parts["fusion"] = STYLES[fusion.style](**width, **fusion.options(), dtype=dtype, name="fusion")
+        parts["fusion"] = STYLES[fusion.style](dim=text.dim, image_dim=image.dim, **fusion.options(), dtype=dtype, name="fusion")
         if fusion.modality_dropout:
             parts["modality_dropout"] = ModalityDropout(rate=fusion.modality_dropout, seed=recipe.seed, name="modality_dropout")
         if model.image_queries is not None:
@@ -93,7 +92,7 @@ def build_model(
             **_CONTRASTIVE_START["softmax" if contrastive is None else contrastive.loss],
         ),
         "matching": MatchingHead,
-        "masked_language": partial(MaskedLanguageHead, mask_id=mask_id, special_ids=sorted(special - {mask_id})),
+        "masked_language": partial(MaskedLanguageHead, mask_id=mask_id or 0, special_ids=sorted(special - {mask_id})),
         "captioning": partial(CaptioningHead, start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids),
     }
     return ImageTextModel(

@@ -179,12 +179,12 @@ class ImageTextModel(keras.Model):
 
     def encode_image(self, images: KerasTensor, training: bool | None = None) -> KerasTensor:
         """``float[B, H, W, 3]`` to unit-length ``float32[B, E]``."""
-        self._head("contrastive")
+        self.head("contrastive")
         return self.embed_patches(self.image_encoder(images, training=training), training=training)
 
     def embed_patches(self, patches: KerasTensor, training: bool | None = None) -> KerasTensor:
         """As `encode_image`, from encoded patches ``float[B, P, Di]``."""
-        head = self._head("contrastive")
+        head = self.head("contrastive")
         if self.contrastive_tokens == "fusion":
             patches = fusion_of(self).image_tokens(image_read(self, patches, training), training=training)
         return head.embed_image(patches)
@@ -197,7 +197,7 @@ class ImageTextModel(keras.Model):
         text: KerasTensor | None = None,
     ) -> KerasTensor:
         """``int[B, T]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``; reuses `text`, read both ways, where it can."""
-        head = self._head("contrastive")
+        head = self.head("contrastive")
         if text is None or self.causal_text:
             text = self.text_encoder(token_ids, token_mask=token_mask, causal=self.causal_text, training=training)
         return head.embed_text(text, token_mask)
@@ -210,7 +210,7 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """Logits ``float32[B]`` that text b describes image b; their sigmoid is the probability."""
-        self._head("matching")
+        self.head("matching")
         patches = self.image_encoder(images, training=training)
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
         return self.match_tokens(patches, text, token_mask, training=training)
@@ -223,7 +223,7 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
-        head, fused = self._head("matching"), fuse(self, text, patches, token_mask, training=training)
+        head, fused = self.head("matching"), fuse(self, text, patches, token_mask, training=training)
         if self.matching_tokens == "image":
             return head(ops.mean(fused.image, axis=1, keepdims=True))
         return head(fused.text, image=fused.image)
@@ -236,7 +236,7 @@ class ImageTextModel(keras.Model):
         training: bool | None = None,
     ) -> KerasTensor:
         """``float[B, T, V]``: at position t the scores of what stands there, given the image and the text with hidden tokens."""
-        head = self._head("masked_language")
+        head = self.head("masked_language")
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
         return self.text_encoder.logits(head(fuse(self, text, patches, token_mask, training=training).text))
 
@@ -252,7 +252,7 @@ class ImageTextModel(keras.Model):
 
         With `return_scores`, also the attention from text to image of the same pass, ``float32[B, layers, heads, T, P]``.
         """
-        head = self._head("captioning")
+        head = self.head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
         fused = fuse(self, text, patches, token_mask, causal=True, return_scores=return_scores, training=training)
         logits = self.text_encoder.logits(head(fused.text))
@@ -269,21 +269,21 @@ class ImageTextModel(keras.Model):
         Returns:
             `DecodeOutput`, or `BeamOutput`, best beam first, where ``beam_size`` is more than 1.
         """
-        self._head("captioning")
+        self.head("captioning")
         return self.caption_patches(self.image_encoder(images, training=False), **options)
 
     def caption_patches(self, patches: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
         """As `caption`, from encoded patches ``float[B, P, Di]``."""
-        self._head("captioning")
+        self.head("captioning")
         return write_captions(self, image_read(self, patches), **options)
 
     def caption_step(self, token_ids: KerasTensor, state: CaptionState) -> tuple[KerasTensor, CaptionState]:
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
-        head = self._head("captioning")
+        head = self.head("captioning")
         text, text_cache = self.text_encoder(token_ids[:, None], cache=state.text, training=False)
         fused = fusion_of(self)(text, cache=state.fusion, causal=True, training=False)
         logits = self.text_encoder.logits(head(fused.text))[:, 0]
-        return logits, CaptionState(text_cache, fused.cache)
+        return logits, CaptionState(text_cache, fused.cache)  # type: ignore[arg-type]  # there is one where one was given
 
     def attend(
         self,
@@ -340,7 +340,12 @@ class ImageTextModel(keras.Model):
             "or: mmfusion export RUN --output FOLDER",
         )
 
-    def _head(self, name: str) -> Any:
+    def head(self, name: str) -> Any:
+        """The head of a name.
+
+        Raises:
+            ConfigError: If the model has none.
+        """
         head = getattr(self, f"{name}_head")
         if head is None:
             raise ConfigError(
