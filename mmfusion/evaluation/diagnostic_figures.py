@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,12 @@ def draw_attention(rows: Sequence[Row], path: str | Path | None = None) -> Figur
         The figure.
     """
     streams = rows[-1]["attention"]
-    heights = [max(1.9, 0.55 + 0.28 * len(stream["layers"])) for stream in streams.values()]
+    heights = [max(1.5, 0.55 + 0.28 * len(stream["layers"])) for stream in streams.values()]
     figure = new_figure(12.0, sum(heights) + 0.6 * len(heights))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.12)
     grid = figure.add_gridspec(len(streams), 3, height_ratios=heights)
     for place, (name, stream) in enumerate(streams.items()):
-        for column, (measure, title) in enumerate((("entropy", "entropy"), ("rank", "rank"))):
+        for column, (measure, title) in enumerate((("entropy", "entropy"), ("rank", "effective rank"))):
             axes = figure.add_subplot(grid[place, column])
             _heat_map(axes, stream, measure)
             _title(axes, f"{name}: {title}")
@@ -125,11 +126,15 @@ def draw_gradients(rows: Sequence[Row], path: str | Path | None = None) -> Figur
         for line, (measure, label) in enumerate(measures):
             axes = figure.add_subplot(len(measures), len(stacks), line * len(stacks) + column + 1)
             known = [row for row in rows if (row["gradients"].get(name) or {}).get(measure)]
-            for age, row in enumerate(known):
-                _depth_line(axes, row["gradients"][name], measure, age, len(known), row["epoch"] + 1)
-            axes.set_yscale("log")
-            axes.set_xticks(range(len(last["blocks"])), last["blocks"])
+            # More lines than these say no more.
+            ages = sorted({round(age) for age in np.linspace(0, len(known) - 1, min(len(known), 6))})
+            for age, row in ((age, known[age]) for age in ages):
+                _depth_line(axes, row["gradients"][name], measure, age / max(len(known) - 1, 1), row["epoch"] + 1)
             _plain(axes, "block" if line == len(measures) - 1 else "")
+            if measure != "weight":
+                _logarithmic(axes)
+            ticks = range(0, len(last["blocks"]), max(1, math.ceil(len(last["blocks"]) / 12)))
+            axes.set_xticks(ticks, [last["blocks"][tick] for tick in ticks])
             if not column:
                 axes.set_ylabel(label, size=9, color=QUIET)
             if not line:
@@ -139,6 +144,7 @@ def draw_gradients(rows: Sequence[Row], path: str | Path | None = None) -> Figur
                 axes.legend(
                     title="epoch", fontsize=8, title_fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
                 )
+    figure.align_ylabels()
     return save_figure(figure, path)
 
 
@@ -174,12 +180,16 @@ def draw_modality(rows: Sequence[Row], path: str | Path | None = None) -> Figure
 
 def _heat_map(axes: Axes, stream: Row, measure: str) -> None:
     values = np.array([[_number(value) for value in layer] for layer in stream[measure]])
-    axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+    shown = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
     # Numbers where there is room for them; darkness alone is hard to compare.
     if values.shape[1] <= 12:
         for (row, column), value in np.ndenumerate(values):
             color = "white" if not value > 0.6 else INK
             axes.text(column, row, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", size=7, color=color)
+    else:
+        bar = axes.figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, colors=QUIET, length=0)
     axes.set_yticks(range(len(stream["layers"])), stream["layers"])
     axes.set_xticks(range(values.shape[1]), [str(head + 1) for head in range(values.shape[1])])
     axes.tick_params(labelsize=8, colors=QUIET, length=0)
@@ -187,14 +197,26 @@ def _heat_map(axes: Axes, stream: Row, measure: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _depth_line(axes: Axes, stack: Row, measure: str, age: int, looks: int, epoch: int) -> None:
+def _depth_line(axes: Axes, stack: Row, measure: str, age: float, epoch: int) -> None:
     values = [_number(value) for value in stack[measure]]
-    shade = 1.0 if looks == 1 else 0.25 + 0.75 * age / (looks - 1)
-    shown = looks <= 5 or age in {0, looks // 2, looks - 1}
     axes.plot(
-        range(len(values)), [value if value > 0 else np.nan for value in values], color=SERIES[0], alpha=shade, marker="o",
-        markersize=3.5, linewidth=1.6, label=str(epoch) if shown else None,
+        range(len(values)), [value if value > 0 else np.nan for value in values], color=SERIES[0], alpha=0.25 + 0.75 * age, marker="o",
+        markersize=3.5, linewidth=1.6, label=str(epoch),
     )  # fmt: skip
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    plain = FuncFormatter(lambda value, _: f"{value:.3g}")
+    axes.yaxis.set_major_formatter(plain)
+    # Within two decades the powers of ten alone may leave an axis without a number.
+    near = high < 100.0 * low
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0) if high > 4.0 * low else (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
+    axes.yaxis.set_minor_formatter(plain if near else NullFormatter())
+    axes.tick_params(which="both", labelsize=8, colors=QUIET)
 
 
 def _title(axes: Axes, text: str, color: str = INK) -> None:
