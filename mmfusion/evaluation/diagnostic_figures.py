@@ -199,10 +199,9 @@ def _heat_map(axes: Axes, stream: Row, measure: str) -> None:
 
 def _depth_line(axes: Axes, stack: Row, measure: str, age: float, epoch: int) -> None:
     values = [_number(value) for value in stack[measure]]
-    axes.plot(
-        range(len(values)), [value if value > 0 else np.nan for value in values], color=SERIES[0], alpha=0.25 + 0.75 * age, marker="o",
-        markersize=3.5, linewidth=1.6, label=str(epoch),
-    )  # fmt: skip
+    positive = [value if value > 0 else np.nan for value in values]
+    style: dict[str, Any] = {"color": SERIES[0], "alpha": 0.25 + 0.75 * age, "linewidth": 1.6, "marker": "o", "markersize": 3.5}
+    axes.plot(range(len(values)), positive, label=str(epoch), **style)
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from untrained import untrained_run
 
 from mmfusion.config import load_recipe, recipe_from_dict, save_recipe
@@ -51,6 +53,43 @@ def test_a_training_that_diverges_says_so_and_keeps_no_broken_model(tmp_path):
     assert not (tmp_path / "best.keras").exists()
     # Nothing was saved that binds the folder, so the next try may use it.
     train(recipe(), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_with_everything_resumes_where_it_was(tmp_path):
+    """Momentum copy, queue, hidden words, frozen weights, recovery and diagnostics: the end of an unbroken run, bit for bit."""
+    wanted = recipe(
+        model={"heads": ["contrastive", "masked_language"]},
+        objective={
+            "matching": None, "captioning": None, "masked_language": {"rate": 0.3}, "momentum": {"queue_size": 8},
+            "z_loss": 1e-3,
+        },
+        train={
+            "epochs": 2, "checkpoint_every": 1, "keep": 9, "freeze": ["text_encoder/.*norm"], "recovery": {"rate_factor": 0.5},
+            "diagnostics": {"every": 2, "examples": 4},
+        },
+    )  # fmt: skip
+    whole = train(wanted, tmp_path / "whole").folder
+    broken = shutil.copytree(whole.path, tmp_path / "broken")
+    for step in (3, 4):
+        shutil.rmtree(broken / "checkpoints" / f"step-{step:09d}")
+    result = train(wanted, broken)
+    assert result.step == 4
+    ends = [load_file(folder / "checkpoints" / "step-000000004" / "state.safetensors") for folder in (whole.path, broken)]
+    assert set(ends[0]) == set(ends[1]) and any("image_queue" in name for name in ends[0])
+    for name, value in ends[0].items():
+        np.testing.assert_array_equal(ends[1][name], value, err_msg=name)
+    # The frozen weights and their copies are as they were made, and no optimizer slot is theirs.
+    first = load_file(whole.path / "checkpoints" / "step-000000001" / "state.safetensors")
+    frozen = [name for name in first if "text_encoder" in name and "norm" in name]
+    assert frozen and not any("adam" in name for name in frozen)
+    for name in frozen:
+        np.testing.assert_array_equal(ends[0][name], first[name], err_msg=name)
+    # One block a stack: there is no depth to draw gradients by.
+    assert {path.name for path in whole.figures.iterdir()} == {"attention.png", "learning_curves.png", "modality.png"}
+    assert load_run(broken).model.count_params() == sum(
+        value.size for name, value in ends[0].items() if name.startswith("image_text_model/")
+    )
 
 
 def test_files_that_do_not_fit_the_model_are_told(tmp_path):
