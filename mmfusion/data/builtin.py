@@ -19,7 +19,7 @@ _PRESENTATION = "\ufe0f"
 _HELD_OUT = 5  # one in five skin-tone variants
 
 
-def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
+def read_builtin(languages: Sequence[str] = ("en",), source_language: str | None = None) -> Source:
     """Reads the built-in set: some 3,900 Twemoji pictures of 72 × 72 pixels, captioned with their names.
 
     A picture has one caption a language, its CLDR short name in words ("woman surfing dark skin tone"), and in English
@@ -29,11 +29,15 @@ def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
     each of the 14 languages, occurs in split ``"train"``; so no validation word is unseen, only the combination is.
     The split does not depend on `languages`.
 
+    With `source_language`, an example is a picture, its name in that language behind a word for the target language
+    (``"2de red heart"``), and the name in the target language to translate it into: one for each other language.
+
     The pictures are Twemoji, © Twitter, Inc and other contributors, licensed CC-BY 4.0
     (https://creativecommons.org/licenses/by/4.0/); name them so where you show one. The names are Unicode CLDR's.
 
     Args:
         languages: Any of `LANGUAGES`. Default ``("en",)``.
+        source_language: Language to translate from, one of `LANGUAGES`; None is no translation. Default None.
 
     Returns:
         The source, with splits ``train`` and ``val``.
@@ -47,7 +51,8 @@ def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
         [('grinning face', 'grinning')]
     """
     languages = list(dict.fromkeys(languages))
-    unknown = [language for language in languages if language not in LANGUAGES]
+    wanted = languages if source_language is None else [*languages, source_language]
+    unknown = [language for language in wanted if language not in LANGUAGES]
     if unknown or not languages:
         raise DataError(
             "unknown language",
@@ -61,10 +66,18 @@ def read_builtin(languages: Sequence[str] = ("en",)) -> Source:
     held_out = _held_out(emoji, names)
     source = Source("builtin", {"train": [], "val": []})
     for image_id, key in enumerate(emoji):
+        split = source.splits["val" if key in held_out else "train"]
+        picture, name = ImageReference(str(pictures[key])), f"{pictures[key].name} ({key})"
+        if source_language is not None:
+            for language in languages:
+                if language != source_language:
+                    text = translation_source(names[key][source_language][0], language)
+                    row_id = image_id * len(LANGUAGES) + LANGUAGES.index(language)
+                    split.append(Example(picture, names[key][language], row_id, f"{name} {language}", source_text=text))
+            continue
         captions = tuple(dict.fromkeys(caption for language in languages for caption in names[key].get(language, ())))
         if captions:
-            row = Example(ImageReference(str(pictures[key])), captions, image_id, f"{pictures[key].name} ({key})")
-            source.splits["val" if key in held_out else "train"].append(row)
+            split.append(Example(picture, captions, image_id, name))
     return source
 
 
@@ -80,6 +93,22 @@ def builtin_pictures() -> dict[str, tuple[str, Path]]:
     """
     names = _names()
     return {key: (names[key]["en"][0], path) for key, path in _pictures().items() if key in names}
+
+
+def translation_source(text: str, language: str) -> str:
+    """A sentence with the language to translate it into as its first word.
+
+    Args:
+        text: The sentence.
+        language: A short name of the language, such as ``"de"``.
+
+    Example:
+        >>> translation_source("red heart", "de")
+        '2de red heart'
+
+    Source: Johnson et al., 2017 (arXiv:1611.04558), section 3.
+    """
+    return f"2{language} {text}"
 
 
 def _pictures() -> dict[str, Path]:

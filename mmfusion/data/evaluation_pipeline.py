@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,10 +13,18 @@ from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
 from mmfusion.data.quarantine import Quarantine
 from mmfusion.data.source import Source
+from mmfusion.data.translation import has_sources, with_source
+from mmfusion.errors import ConfigError
 
 
 def build_eval_images(
-    source: Source, split: str, *, transform: ImageTransform | ClipTransform, batch_size: int, quarantine: Quarantine
+    source: Source,
+    split: str,
+    *,
+    transform: ImageTransform | ClipTransform,
+    batch_size: int,
+    quarantine: Quarantine,
+    tokenizer: Tokenizer | None = None,
 ) -> tf.data.Dataset:
     """Every picture of a split once, in order.
 
@@ -24,10 +34,11 @@ def build_eval_images(
         transform: How pictures, or clips, become pixels.
         batch_size: Pictures a batch; the last batch may be smaller, and so is one with a bad picture.
         quarantine: Where bad pictures are recorded; they are left out.
+        tokenizer: Tokenizes the texts of examples that have one to translate; see `build_train_dataset`. Default none.
 
     Returns:
         A dataset of ``image: float32[B, H, W, 3]`` and ``image_id: int32[B]``; of clips, ``image: float32[B, F, H, W, 3]`` and
-        ``image_mask: bool[B, F]``, ``True`` = real picture.
+        ``image_mask: bool[B, F]``, ``True`` = real picture. Of examples with a text to translate as in `build_train_dataset`.
 
     Raises:
         DataError: If there is no such split.
@@ -46,20 +57,28 @@ def build_eval_images(
     """
     examples = source.examples(split)
     loader = ImageLoader(examples, transform, quarantine)
+    translates = has_sources(examples)
+    if translates and tokenizer is None:
+        raise ConfigError("texts to translate need a tokenizer", where=source.name, fix="pass tokenizer=...")
 
-    def load(start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(start: np.ndarray) -> tuple[np.ndarray, ...]:
         rows = range(int(start), min(int(start) + batch_size, len(examples)))
         loaded = [(row, pixels) for row in rows if (pixels := loader.load(row)) is not None]
         pixels = np.stack([row[1] for row in loaded]) if loaded else np.empty((0, *transform.shape), np.uint8)
         image_ids = np.asarray([examples[row].image_id for row, _ in loaded], np.int32)
-        return pixels, loader.masks([row for row, _ in loaded]), image_ids
+        sources = np.asarray([(examples[row].source_text or "").encode("utf-8") for row, _ in loaded], object)
+        return pixels, loader.masks([row for row, _ in loaded]), sources, image_ids
 
-    def load_batch(start: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, masks, image_ids = tf.numpy_function(load, [start], (tf.uint8, tf.bool, tf.int32), name="load_batch")
+    def load_batch(start: tf.Tensor) -> dict[str, Any]:
+        pixels, masks, sources, image_ids = tf.numpy_function(
+            load, [start], (tf.uint8, tf.bool, tf.string, tf.int32), name="load_batch"
+        )
         batch = {
             "image": transform.normalize(tf.ensure_shape(pixels, [None, *transform.shape])),
             "image_id": tf.ensure_shape(image_ids, [None]),
         }
+        if translates:
+            return batch | with_source(batch["image"], tf.ensure_shape(sources, [None]), tokenizer)
         return {**batch, "image_mask": tf.ensure_shape(masks, [None, transform.frames])} if transform.frames > 1 else batch
 
     dataset = tf.data.Dataset.range(0, len(examples), batch_size)

@@ -82,6 +82,8 @@ class Example:
         image_id: Unique over all splits of a source; captions with one `image_id` are positives of each other.
         name: File and row, for messages: ``"captions.jsonl:12"``.
         more_images: Further pictures of an example that has several, in their order. Default none.
+        source_text: The sentence that the captions translate, its first word the language to translate into; None where they
+            are captions of the picture alone. Default None.
 
     Example:
         >>> Example(ImageReference("a.jpg"), ("a red bus",), 0, "captions.jsonl:1").captions
@@ -93,6 +95,7 @@ class Example:
     image_id: int
     name: str
     more_images: tuple[ImageReference, ...] = ()
+    source_text: str | None = None
 
     @property
     def images(self) -> tuple[ImageReference, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from mmfusion.data.captions import clean_captions
 from mmfusion.data.example import ImageReference
 from mmfusion.data.source import Source
 from mmfusion.data.source_builder import SourceBuilder
@@ -14,7 +15,7 @@ from mmfusion.errors import DataError
 FILE_NAME = "captions.jsonl"
 
 
-def read_jsonl(path: str | Path) -> Source:
+def read_jsonl(path: str | Path, *, translation: bool = False) -> Source:
     r"""Reads a file of JSON lines, ``{"image": "images/1.jpg", "captions": ["…", …], "split": "train"}``.
 
     ``images`` with a list of still pictures may stand for ``image`` (set ``data.frames`` to as many as a line has at most).
@@ -23,6 +24,8 @@ def read_jsonl(path: str | Path) -> Source:
 
     Args:
         path: The file, or a folder with a ``captions.jsonl``.
+        translation: Whether each line also has ``source``, the sentence that its captions translate (its first word may say the
+            language to translate into). Lines of one picture are joined only where their sources are the same. Default False.
 
     Returns:
         The source. Lines that are no JSON, lack a key or have a wrong type are in its `bad_rows`.
@@ -47,7 +50,7 @@ def read_jsonl(path: str | Path) -> Source:
         with open(path, "rb") as file:
             for row, line in enumerate(file, start=1):
                 if line.strip():
-                    _add_line(builder, path, row, line)
+                    _add_line(builder, path, row, line, translation)
     except OSError as error:
         raise DataError(
             "cannot read the data",
@@ -58,7 +61,7 @@ def read_jsonl(path: str | Path) -> Source:
     return builder.build()
 
 
-def _add_line(builder: SourceBuilder, path: Path, row: int, line: bytes) -> None:
+def _add_line(builder: SourceBuilder, path: Path, row: int, line: bytes, translation: bool) -> None:
     name = f"{path.name}:{row}"
     try:
         values = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
@@ -75,10 +78,17 @@ def _add_line(builder: SourceBuilder, path: Path, row: int, line: bytes) -> None
     if "captions" not in values and "caption" not in values:
         builder.bad(name, f"no key 'captions', found {', '.join(map(repr, values))}")
         return
+    source_text = None
+    if translation:
+        sources, reasons = clean_captions([values.get("source")])
+        if not sources:
+            builder.bad(name, f"source: expected the sentence to translate; {reasons[0].replace('caption 1', 'it')}")
+            return
+        source_text = sources[0]
     captions = values["captions"] if "captions" in values else values["caption"]
     references = [ImageReference(image if "://" in image else str(path.parent / image)) for image in images]
     key = "\0".join(map(os.path.normpath, images))
-    builder.add(name, key, references, captions, values.get("split", "train"))
+    builder.add(name, key, references, captions, values.get("split", "train"), source_text)
 
 
 def _images_of(values: dict[str, object]) -> list[str] | str:

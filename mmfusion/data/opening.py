@@ -89,7 +89,7 @@ def _open(data: DataConfig) -> Source:
     if data.source == "builtin":
         from mmfusion.data.builtin import read_builtin
 
-        return read_builtin(data.languages)
+        return read_builtin(data.languages, getattr(data, "source_language", None))
     if data.source == "tfds":
         from mmfusion.data.tfds_builder import read_tfds
 
@@ -103,7 +103,7 @@ def _open(data: DataConfig) -> Source:
     if data.source == "jsonl":
         from mmfusion.data.jsonl import read_jsonl
 
-        return read_jsonl(data.path)
+        return read_jsonl(data.path, translation=getattr(data, "source_language", None) is not None)
     if data.source == "csv":
         from mmfusion.data.csv_table import read_csv
 

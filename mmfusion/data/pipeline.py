@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +15,7 @@ from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
 from mmfusion.data.quarantine import Quarantine
 from mmfusion.data.source import Source
+from mmfusion.data.translation import has_sources, with_source
 from mmfusion.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def build_train_dataset(
     Returns:
         An infinite dataset of ``image: float32[B, H, W, 3]``, ``token_ids: int32[B, T]``, ``token_mask: bool[B, T]``
         and ``image_id: int32[B]``, where pairs with one `image_id` are positives of each other. Of clips,
-        ``image: float32[B, F, H, W, 3]`` and ``image_mask: bool[B, F]``, ``True`` = real picture.
+        ``image: float32[B, F, H, W, 3]`` and ``image_mask: bool[B, F]``, ``True`` = real picture. Of examples with a text to
+        translate, ``image`` is a dictionary of ``pixels: float32[B, H, W, 3]`` and ``source_ids: int32[B, T]``, and ``image_mask``
+        is ``bool[B, T]``, ``True`` = real token of it.
 
     Raises:
         DataError: If the split is empty or smaller than a global batch.
@@ -126,45 +129,50 @@ def build_train_dataset(
         )
     loader = ImageLoader(examples, transform, quarantine, cache=cache)
     augmentation = augment if isinstance(augment, Augmentation) or augment is None else Augmentation.from_config(augment)
-    moves = transform.frames > 1
+    moves, translates = transform.frames > 1, has_sources(examples)
 
     def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
         part = slice(index * batch_size, (index + 1) * batch_size)
         rows, numbers, seeds = (column[part] for column in order.batch(int(step), batch_size * shards))
         pixels = np.empty((batch_size, *transform.shape), np.uint8)
         loaded = np.empty(batch_size, np.int64)
-        texts = np.empty(batch_size, object)
+        texts, sources = np.empty(batch_size, object), np.full(batch_size, b"", object)
         image_ids = np.empty(batch_size, np.int32)
         for place in range(batch_size):
             row, pixels[place] = loader.load_or_next(int(rows[place]))
             loaded[place], example = row, examples[row]
             texts[place] = example.captions[int(numbers[place]) % len(example.captions)].encode("utf-8")
+            sources[place] = (example.source_text or "").encode("utf-8")
             image_ids[place] = example.image_id
-        return pixels, loader.masks(loaded), texts, image_ids, seeds
+        return pixels, loader.masks(loaded), texts, sources, image_ids, seeds
 
     def load_batch(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        pixels, masks, texts, image_ids, seeds = tf.numpy_function(
-            load, [step], (tf.uint8, tf.bool, tf.string, tf.int32, tf.int64), name="load_batch"
+        pixels, masks, texts, sources, image_ids, seeds = tf.numpy_function(
+            load, [step], (tf.uint8, tf.bool, tf.string, tf.string, tf.int32, tf.int64), name="load_batch"
         )
         return (
             tf.ensure_shape(pixels, [batch_size, *transform.shape]),
             tf.ensure_shape(masks, [batch_size, transform.frames]),
             tf.ensure_shape(texts, [batch_size]),
+            tf.ensure_shape(sources, [batch_size]),
             tf.ensure_shape(image_ids, [batch_size]),
             tf.ensure_shape(seeds, [batch_size, 2]),
         )
 
     def to_pixels(
-        pixels: tf.Tensor, mask: tf.Tensor, text: tf.Tensor, image_id: tf.Tensor, seed: tf.Tensor
+        pixels: tf.Tensor, mask: tf.Tensor, text: tf.Tensor, source: tf.Tensor, image_id: tf.Tensor, seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         if augmentation is not None:
             pixels = augmentation(pixels, seed, mask if moves else None)
         row = {"image": transform.normalize(pixels), "text": text, "image_id": image_id}
+        row |= {"source": source} if translates else {}
         return {**row, "image_mask": mask} if moves else row
 
-    def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def tokenize(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
         batch = dict(batch)
         token_ids, token_mask = tokenizer(batch.pop("text"))
+        if translates:
+            batch |= with_source(batch["image"], batch.pop("source"), tokenizer)
         return {**batch, "token_ids": token_ids, "token_mask": token_mask}
 
     dataset = tf.data.Dataset.counter(start=start_step)

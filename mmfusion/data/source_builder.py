@@ -29,7 +29,7 @@ class SourceBuilder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._rows: dict[str, tuple[str, str, Sequence[ImageReference], list[str]]] = {}
+        self._rows: dict[str, tuple[str, str, Sequence[ImageReference], list[str], str | None]] = {}
         self._bad: list[BadRow] = []
 
     def bad(self, name: str, reason: str) -> None:
@@ -43,6 +43,7 @@ class SourceBuilder:
         image: ImageReference | Sequence[ImageReference],
         captions: object,
         split: object = "train",
+        source_text: str | None = None,
     ) -> None:
         """Adds a row.
 
@@ -52,6 +53,7 @@ class SourceBuilder:
             image: Where the picture is, or the pictures, in their order.
             captions: A caption or a list of them, as found in the file.
             split: The split, as found in the file. Default ``"train"``.
+            source_text: The sentence that the captions translate, if they do; part of what tells rows apart. Default None.
         """
         if not isinstance(split, str) or not split.strip() or split.strip() == "all":
             self.bad(name, f"split: expected a name other than 'all', found {split!r}")
@@ -62,10 +64,10 @@ class SourceBuilder:
             self.bad(name, reason)
         if not good:
             return
-        known = self._rows.get(key)
+        known = self._rows.get(row := key if source_text is None else f"{key}\0\0{source_text}")
         if known is None:
             images = [image] if isinstance(image, ImageReference) else list(image)
-            self._rows[key] = (split, name, images, list(good))
+            self._rows[row] = (split, name, images, list(good), source_text)
         elif known[0] != split:
             # Taken twice, the picture would be trained on and validated with.
             pictures = key.replace("\0", " + ")
@@ -83,8 +85,9 @@ class SourceBuilder:
             DataError: If there is not one usable row.
         """
         tables: dict[str, list[Example]] = {split: [] for split in splits}
-        for image_id, (split, name, images, captions) in enumerate(self._rows.values()):
-            tables.setdefault(split, []).append(Example(images[0], tuple(captions), image_id, name, tuple(images[1:])))
+        for image_id, (split, name, images, captions, source_text) in enumerate(self._rows.values()):
+            example = Example(images[0], tuple(captions), image_id, name, tuple(images[1:]), source_text)
+            tables.setdefault(split, []).append(example)
         if not self._rows:
             first = f"{self._bad[0].name}: {self._bad[0].reason}" if self._bad else "no rows"
             more = f"; {len(self._bad) - 1:,} more bad rows" if len(self._bad) > 1 else ""
