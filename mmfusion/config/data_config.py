@@ -40,6 +40,10 @@ class DataConfig(Section):
     path: str | None = Field(None, description="File or folder (for tfds: its data_dir; patterns for tar and TFRecord files).")
     name: str | None = Field(None, description="Builder's name, for tfds.")
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="Languages of the built-in set's names.")
+    source_language: str | None = Field(
+        None,
+        description="Language to translate from into languages (builtin; rows of jsonl have a source); none does not.",
+    )
     train_split: str = Field("train", description="Split to train on.")
     validation_split: str = Field("val", description="Split to choose by.")
     validation_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -69,6 +73,13 @@ class DataConfig(Section):
             raise ValueError("name: expected the builder's name for source tfds, found none")
         if self.source not in ("builtin", "tfds") and not self.path:
             raise ValueError(f"path: expected a file or folder for source {self.source}, found none")
+        if self.source_language is not None:
+            if self.source not in ("builtin", "jsonl"):
+                raise ValueError(f"source_language: expected none for source {self.source} (builtin and jsonl have it)")
+            if self.source == "builtin" and set(self.languages) <= {self.source_language}:
+                raise ValueError(f"languages: expected another one than source_language {self.source_language} to translate into")
+            if self.frames > 1:
+                raise ValueError(f"frames: expected 1 with source_language, found {self.frames}")
         if min(self.std) <= 0:
             raise ValueError("std: expected positive numbers, found " + str(list(self.std)))
         return self

@@ -13,6 +13,7 @@ from mmfusion.config.fusion_config import FusionConfig
 from mmfusion.config.model_config import ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
+from mmfusion.config.translation_config import TranslationConfig
 from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig
 
 #: The names of `mmfusion.config.PRESETS`.
@@ -39,6 +40,7 @@ class Recipe(Section):
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
     fusion: FusionConfig = FusionConfig()
+    translation: TranslationConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -56,6 +58,11 @@ class Recipe(Section):
                 f"fusion.num_heads: expected a divisor of model.text_encoder.dim {self.model.text_encoder.dim}, "
                 f"found {self.fusion.num_heads}"
             )
+        if (self.translation is None) != (self.data.source_language is None):
+            wanted, found = ("none", "translation is none") if self.translation is None else ("a language", "none")
+            raise ValueError(f"data.source_language: expected {wanted}, found {found}; it goes with translation")
+        if self.translation is not None and self.model.heads != ("captioning",):
+            raise ValueError(f"model.heads: expected [captioning] alone, since it translates, found {list(self.model.heads)}")
         heads, terms = set(self.model.heads), self.terms
         for term in terms:
             if term not in heads:

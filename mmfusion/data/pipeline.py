@@ -87,7 +87,7 @@ def build_train_dataset(
         An infinite dataset of ``image: float32[B, H, W, 3]``, ``token_ids: int32[B, T]``, ``token_mask: bool[B, T]``
         and ``image_id: int32[B]``, where pairs with one `image_id` are positives of each other. Of clips,
         ``image: float32[B, F, H, W, 3]`` and ``image_mask: bool[B, F]``, ``True`` = real picture. Of examples with a text to
-        translate, ``image`` is a dictionary of ``pixels: float32[B, H, W, 3]`` and ``source_ids: int32[B, T]``, and ``image_mask``
+        translate, ``image`` is a dictionary of ``pixels: float32[B, H, W, 3]`` and ``source_ids: int32[B, T]``; ``image_mask``
         is ``bool[B, T]``, ``True`` = real token of it.
 
     Raises:

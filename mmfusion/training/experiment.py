@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from mmfusion.data import ImageTransform, Source, open_source
+from mmfusion.data import Example, ImageTransform, Source, open_source
 from mmfusion.errors import CheckpointError, DataError
 from mmfusion.models import ImageTextModel, build_model
 from mmfusion.text import WordPieceTokenizer, read_vocabulary, train_vocabulary, write_vocabulary
@@ -102,10 +102,14 @@ def prepare_tokenizer(recipe: Recipe, source: Source, vocabulary: Path) -> WordP
         if recipe.text.vocabulary is not None:
             tokens = read_vocabulary(recipe.text.vocabulary)
         else:
-            captions = (caption for example in examples_of(source, recipe.data.train_split) for caption in example.captions)
-            tokens = train_vocabulary(captions, size=recipe.text.vocabulary_size, lowercase=recipe.text.lowercase)
+            texts = (text for example in examples_of(source, recipe.data.train_split) for text in _texts_of(example))
+            tokens = train_vocabulary(texts, size=recipe.text.vocabulary_size, lowercase=recipe.text.lowercase)
         write_vocabulary(tokens, vocabulary)
     return load_tokenizer(recipe, vocabulary)
+
+
+def _texts_of(example: Example) -> tuple[str, ...]:
+    return example.captions if example.source_text is None else (example.source_text, *example.captions)
 
 
 def image_transform(recipe: Recipe) -> ImageTransform:
