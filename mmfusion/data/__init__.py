@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmfusion.data.clip_transform import Clip, ClipTransform
     from mmfusion.data.csv_table import read_csv
     from mmfusion.data.decoding import decode_image
+    from mmfusion.data.drawn_scenes import DrawnScenes, draw_scenes
     from mmfusion.data.evaluation_pipeline import build_eval_images, build_eval_texts
     from mmfusion.data.example import BadRow, Example, ImageReference
     from mmfusion.data.folder import read_folder
@@ -36,6 +37,7 @@ _HOMES = {
     "BadRow": "example",
     "Clip": "clip_transform",
     "ClipTransform": "clip_transform",
+    "DrawnScenes": "drawn_scenes",
     "Example": "example",
     "ImageLoader": "image_loader",
     "ImageReference": "example",
@@ -51,6 +53,7 @@ _HOMES = {
     "check_source": "check",
     "decode_frames": "frames",
     "decode_image": "decoding",
+    "draw_scenes": "drawn_scenes",
     "frame_places": "frames",
     "make_clips": "clip_maker",
     "open_source": "opening",
@@ -73,6 +76,7 @@ __all__ = [
     "BadRow",
     "Clip",
     "ClipTransform",
+    "DrawnScenes",
     "Example",
     "ImageLoader",
     "ImageReference",
@@ -86,6 +90,7 @@ __all__ = [
     "check_source",
     "decode_frames",
     "decode_image",
+    "draw_scenes",
     "frame_places",
     "make_clips",
     "open_source",
