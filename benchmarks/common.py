@@ -224,7 +224,7 @@ def load_average() -> float | None:
 @lru_cache
 def versions() -> dict[str, str]:
     """Versions of what is being compared, of those that are imported."""
-    names = ("mmfusion", "tensorflow", "keras", "torch", "tokenizers", "PIL")
+    names = ("mmfusion", "tensorflow", "keras", "jax", "torch", "tokenizers", "PIL")
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
     return {"python": platform.python_version(), **{name: str(value) for name, value in found.items() if value}}
 
@@ -232,9 +232,13 @@ def versions() -> dict[str, str]:
 @lru_cache
 def device_description() -> str:
     """The processor, the cores that this process may use, and the GPU that the runs are on."""
+    parts = [f"{_processor()}, {core_count()} cores"]
+    if os.environ.get("KERAS_BACKEND") == "jax":
+        import jax
+
+        return "; ".join([*parts, *(device.device_kind for device in jax.devices() if device.platform != "cpu")])
     import tensorflow as tf
 
-    parts = [f"{_processor()}, {core_count()} cores"]
     for gpu in tf.config.get_visible_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     return "; ".join(parts)

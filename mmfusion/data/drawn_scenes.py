@@ -29,9 +29,11 @@ class DrawnScenes(NamedTuple):
         images: ``uint8[N, S, S, 3]``.
         captions: What is so: "red square left of blue circle".
         swaps: What is not, in the same words: "blue circle left of red square".
+        others: What is not, for one word: "red square left of blue cross".
         token_ids: ``int32[N, 8]`` of the captions, ids of `VOCABULARY`, [CLS] first, [SEP] last, then padding.
         swap_ids: ``int32[N, 8]`` of the swaps.
-        token_mask: ``bool[N, 8]`` of both, ``True`` = real token.
+        other_ids: ``int32[N, 8]`` of the others.
+        token_mask: ``bool[N, 8]`` of all three, ``True`` = real token.
         object_places: ``int32[N, 2, 2]``, where in a caption the two words of each object stand.
         boxes: ``int32[N, 2, 4]``, where in the picture each object is: top, left, bottom, right; the last two are one past it.
         scene_id: ``int32[N]``, the same for scenes of the same objects and relation, however drawn and described.
@@ -40,8 +42,10 @@ class DrawnScenes(NamedTuple):
     images: np.ndarray
     captions: list[str]
     swaps: list[str]
+    others: list[str]
     token_ids: np.ndarray
     swap_ids: np.ndarray
+    other_ids: np.ndarray
     token_mask: np.ndarray
     object_places: np.ndarray
     boxes: np.ndarray
@@ -78,7 +82,7 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
     kept = [pair for pair in _pairs() if pairs == "all" or _is_held_out(pair) == (pairs == "held_out")]
     images = np.empty((count, size, size, 3), np.uint8)
     boxes = np.empty((count, 2, 4), np.int32)
-    captions, swaps, scene_id = [], [], np.empty(count, np.int32)
+    captions, swaps, others, scene_id = [], [], [], np.empty(count, np.int32)
     for row in range(count):
         first, second = kept[random.integers(len(kept))]
         relation = RELATIONS[random.integers(len(RELATIONS))]
@@ -86,11 +90,17 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
         images[row] = _draw(random, size, (first, second), boxes[row])
         captions.append(_caption(first, relation, second))
         swaps.append(_caption(second, relation, first))
+        others.append(
+            _caption(_other(random, first), relation, second)
+            if random.random() < 0.5
+            else _caption(first, relation, _other(random, second))
+        )
         scene_id[row] = _scene_id(first, relation, second)
-    token_ids, swap_ids = _tokens(captions), _tokens(swaps)
+    token_ids, swap_ids, other_ids = _tokens(captions), _tokens(swaps), _tokens(others)
     of = np.asarray([" of " in caption for caption in captions], np.int32)
     places = np.stack([np.tile([1, 2], (count, 1)), np.stack([4 + of, 5 + of], axis=1)], axis=1).astype(np.int32)
-    return DrawnScenes(images, captions, swaps, token_ids, swap_ids, token_ids > 0, places, boxes, scene_id)
+    mask = token_ids > 0
+    return DrawnScenes(images, captions, swaps, others, token_ids, swap_ids, other_ids, mask, places, boxes, scene_id)
 
 
 def _pairs() -> list[tuple[int, int]]:
@@ -103,6 +113,13 @@ def _is_held_out(pair: tuple[int, int]) -> bool:
     # Both orders of a pair are held out together, spread over all objects.
     low, high = sorted(pair)
     return (low * 7 + high * 3) % _HELD_OUT == 0
+
+
+def _other(random: np.random.Generator, number: int) -> int:
+    """An object of another colour or of another shape; since those of a scene differ in both, it is not there."""
+    colour, shape = _OBJECTS[number]
+    alike = [index for index, (a, b) in enumerate(_OBJECTS) if (a == colour) != (b == shape)]
+    return alike[random.integers(len(alike))]
 
 
 def _caption(first: int, relation: str, second: int) -> str:

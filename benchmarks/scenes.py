@@ -1,0 +1,319 @@
+"""Which fusion styles can tell "red square left of blue circle" from its swap, and where their attention points.
+
+    python benchmarks/scenes.py                         # all styles; KERAS_BACKEND=jax runs it on JAX (a GPU, say)
+    python benchmarks/scenes.py --models dual cross --steps 400 --docs none
+
+Drawn scenes (`mmfusion.data.draw_scenes`): a caption and its swap have the same words. Every model sees the same training scenes
+for as many steps; the test scenes have pairs of objects that training never had. A fusing model learns to tell a caption from its
+swap and from a caption with one other word. `choice` is how often the caption then beats its swap, `decision` how often each of
+the three is judged rightly by itself. `pointing` is how often the attention of an object's two words, summed over heads and over
+all layers but the last, has its maximum inside that object's box: the matching head reads [CLS] alone, so nothing reads, or
+trains, where other words look in the last layer (a style of one layer is measured by that).
+
+Three dual encoders stand beside them, with as many blocks: `dual` learns by contrast within the batch, where scenes of the same
+two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` sees the very
+captions that the fusing styles see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from common import REPOSITORY, emit
+from keras import ops
+
+from mmfusion.data.drawn_scenes import MAX_TOKENS, VOCABULARY, DrawnScenes, draw_scenes
+from mmfusion.encoders import TextTransformer, VisionTransformer
+from mmfusion.fusion import STYLES
+from mmfusion.losses import softmax_contrastive
+from mmfusion.models import ContrastiveHead, ImageTextModel, MatchingHead
+
+DUALS = ("dual", "dual_batch", "dual_negatives")
+SIZE, PATCH, DIM, HEADS, BATCH = 32, 8, 64, 4, 128
+CANDIDATES = ("token_ids", "swap_ids", "other_ids")
+OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
+DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
+
+
+class Result(NamedTuple):
+    """What a model can do.
+
+    Attributes:
+        name: A style, or a dual encoder.
+        choice: Share of test scenes whose caption beats its swap.
+        decision: Share of captions, swaps and others that are judged rightly by themselves; None for a dual encoder.
+        pointing: Share of objects whose words point at them; None where there is no attention.
+        parameters: Of the model.
+        seconds: Of training.
+    """
+
+    name: str
+    choice: float
+    decision: float | None
+    pointing: float | None
+    parameters: int
+    seconds: float
+
+
+class SceneTask(keras.Model):
+    """A model with what it is trained on: a caption told from its swap and from another, or from captions of its batch.
+
+    Args:
+        model: An `ImageTextModel` with a matching or a contrastive head.
+        in_batch: Whether it contrasts captions of the batch alone: ``"same"`` leaves out scenes of the same objects, ``"all"``
+            does not. Default None: it does not contrast.
+    """
+
+    def __init__(self, model: ImageTextModel, *, in_batch: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.in_batch = in_batch
+
+    def build(self, input_shape: Any = None) -> None:
+        """The model is built already."""
+        self.built = True
+
+    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """``float32[B, 3]``: scores of caption, swap and other; of a model that contrasts within the batch, both embeddings."""
+        model, mask = self.model, inputs["token_mask"]
+        patches = model.image_encoder(inputs["image"], training=training)
+        if self.in_batch:
+            text = model.encode_text(inputs["token_ids"], mask, training=training)
+            return ops.stack([model.embed_patches(patches, training=training), text], axis=1)
+        return ops.stack([self.score(patches, inputs[ids], mask, training) for ids in CANDIDATES], axis=1)
+
+    def score(self, patches: Any, token_ids: Any, mask: Any, training: bool | None) -> Any:
+        """``float32[B]``, how well texts fit pictures."""
+        model = self.model
+        if model.matching_head is not None:
+            text = model.text_encoder(token_ids, token_mask=mask, training=training)
+            return model.match_tokens(patches, text, mask, training=training)
+        image, text = model.embed_patches(patches), model.encode_text(token_ids, mask, training=training)
+        return ops.sum(image * text, axis=-1) * model.contrastive_head.scale + model.contrastive_head.bias
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The mean loss of a batch; `y` is the scene's id."""
+        if self.in_batch:
+            scale = self.model.contrastive_head.scale
+            return ops.mean(softmax_contrastive(y_pred[:, 0], y_pred[:, 1], scale, image_id=y, duplicates="ignore"))
+        labels = ops.cast(ops.broadcast_to(ops.array([1.0, 0.0, 0.0]), ops.shape(y_pred)), "float32")
+        return ops.mean(ops.binary_crossentropy(labels, y_pred, from_logits=True))
+
+
+def build(name: str) -> SceneTask:
+    """The model of a name, with fresh weights."""
+    dual = name in DUALS
+    # A dual encoder gets the fusion's blocks for its towers.
+    depth = 3 if dual else 1
+    model = ImageTextModel(
+        image_encoder=VisionTransformer(image_size=SIZE, patch_size=PATCH, dim=DIM, depth=depth, num_heads=HEADS),
+        text_encoder=TextTransformer(
+            vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=depth, num_heads=HEADS
+        ),
+        fusion=None if dual else STYLES[name](dim=DIM, depth=2, num_heads=HEADS, **OPTIONS.get(name, {})),
+        contrastive_head=ContrastiveHead(embedding_dim=DIM) if dual else None,
+        matching_head=None if dual else MatchingHead(),
+    )
+    return SceneTask(model, in_batch={"dual": "same", "dual_batch": "all"}.get(name))
+
+
+def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
+    """As `SceneTask` takes them."""
+    return {
+        "image": scenes.images.astype("float32") / 127.5 - 1.0,
+        "token_ids": scenes.token_ids,
+        "swap_ids": scenes.swap_ids,
+        "other_ids": scenes.other_ids,
+        "token_mask": scenes.token_mask,
+    }
+
+
+def train(task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, learning_rate: float = 1e-3) -> float:
+    """Trains for so many steps and says how many seconds it took."""
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=max(steps // 10, 1)
+    )
+    task.compile(optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0), jit_compile="auto")
+    inputs, started = inputs_of(scenes), time.perf_counter()
+    ids = same_objects(scenes) if task.in_batch == "same" else scenes.scene_id
+    random, count, done = np.random.default_rng(seed), len(scenes.images), 0
+    # Whole epochs of Keras would not end at a step.
+    while done < steps:
+        rows = random.permutation(count)[: min(count // BATCH, steps - done) * BATCH]
+        part = {name: values[rows] for name, values in inputs.items()}
+        task.fit(part, ids[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
+        done += len(rows) // BATCH
+    return time.perf_counter() - started
+
+
+def measure(name: str, task: SceneTask, scenes: DrawnScenes, seconds: float = 0.0) -> Result:
+    """Scores of a trained model on scenes."""
+    judge = SceneTask(task.model)
+    scores = judge.predict(inputs_of(scenes), batch_size=256, verbose=0)
+    dual = name in DUALS
+    return Result(
+        name=name,
+        choice=float((scores[:, 0] > scores[:, 1]).mean()),
+        decision=None if dual else float(((scores > 0) == [True, False, False]).mean()),
+        pointing=None if dual else float(pointing_hits(attention_of(task, scenes), scenes).mean()),
+        parameters=task.model.count_params(),
+        seconds=seconds,
+    )
+
+
+def attention_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarray:
+    """Where the two words of each object look, summed over heads and layers but the last: ``float32[N, 2, rows, cols]``."""
+    inputs, maps = inputs_of(scenes), []
+    for start in range(0, len(scenes.images), batch):
+        rows = slice(start, start + batch)
+        scores = task.model.attend(inputs["image"][rows], inputs["token_ids"][rows], inputs["token_mask"][rows])
+        read = scores[:, :-1] if scores.shape[1] > 1 else scores
+        words = ops.convert_to_numpy(ops.sum(ops.cast(read, "float32"), axis=(1, 2)))
+        places = scenes.object_places[rows]
+        maps.append(words[np.arange(len(words))[:, None, None], places].sum(axis=2))
+    return np.concatenate(maps)
+
+
+def pointing_hits(maps: np.ndarray, scenes: DrawnScenes) -> np.ndarray:
+    """Whether the middle of the strongest patch lies inside the object's box: ``bool[N, 2]``."""
+    count, objects, _, columns = maps.shape
+    best = maps.reshape(count, objects, -1).argmax(axis=-1)
+    row, column = (np.stack(np.divmod(best, columns)) + 0.5) * PATCH
+    top, left, bottom, right = np.moveaxis(scenes.boxes, -1, 0)
+    flat = np.ptp(maps.reshape(count, objects, -1), axis=-1) > 0
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right) & flat
+
+
+def same_objects(scenes: DrawnScenes) -> np.ndarray:
+    """``int32[N]``, the same for scenes of the same two objects, however they lie."""
+    words = np.sort(
+        np.stack(
+            [
+                scenes.token_ids[np.arange(len(scenes.images))[:, None], places]
+                for places in np.moveaxis(scenes.object_places, 1, 0)
+            ],
+            axis=1,
+        ).astype(np.int64)
+        @ [len(VOCABULARY), 1],
+        axis=1,
+    )
+    return (words @ [len(VOCABULARY) ** 2, 1]).astype(np.int32)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains and measures what the arguments ask for; prints a line each, writes the table and the figure."""
+    options = read_arguments(arguments)
+    training = draw_scenes(options.scenes, seed=options.seed + 1, pairs="train")
+    test = draw_scenes(options.test_scenes, seed=options.seed + 2, pairs="held_out")
+    results, shown = [], {}
+    for name in options.models:
+        keras.utils.set_random_seed(options.seed)
+        task = build(name)
+        seconds = train(task, training, steps=options.steps, seed=options.seed)
+        result = measure(name, task, test, seconds)
+        results.append(result)
+        if name not in DUALS:
+            shown[name] = attention_of(task, _first(test, 2))
+        details = {
+            **result._asdict(),
+            "steps": options.steps,
+            "batch": BATCH,
+            "scenes": options.scenes,
+            "backend": keras.backend.backend(),
+        }
+        emit(f"scenes.{name}.choice", 100 * result.choice, "%", peer="chance", peer_value=50.0, details=details)
+    if options.docs != "none":
+        write_table(results, Path(options.docs), options)
+    if options.figure != "none" and shown:
+        draw_attention(shown, _first(test, 2), Path(options.figure))
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    names = [*DUALS, *STYLES]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=names, choices=names)
+    parser.add_argument("--steps", type=int, default=3000, help="steps of training")
+    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes")
+    parser.add_argument("--test-scenes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--docs", default=str(DOCS), help="the file for the table; none writes none")
+    parser.add_argument("--figure", default=str(FIGURE), help="the file for the picture; none draws none")
+    return parser.parse_args(arguments)
+
+
+def _first(scenes: DrawnScenes, count: int) -> DrawnScenes:
+    return DrawnScenes(*(values[:count] for values in scenes))
+
+
+def write_table(results: list[Result], path: Path, options: argparse.Namespace) -> None:
+    """The table between the two marks of a page, what stands around it is kept."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f} %"
+
+    lines = [
+        f"Made by `python benchmarks/scenes.py`: {options.steps:,} steps of {BATCH} scenes, {options.scenes:,} training scenes, "
+        f"{options.test_scenes:,} test scenes of pairs of objects that training never had, seed {options.seed}, Keras on "
+        f"{keras.backend.backend()}. Chance: 50 % for choice and decision; an object covers about 10 % of a picture.",
+        "",
+        "| model | choice | decision | pointing | parameters |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{row.name}` | {percent(row.choice)} | {percent(row.decision)} | {percent(row.pointing)} | {row.parameters:,} |"
+            for row in results
+        ),
+    ]
+    begin, end = "<!-- table -->", "<!-- end of table -->"
+    page = path.read_text(encoding="utf-8") if path.is_file() else f"# Drawn scenes\n\n{begin}\n{end}\n"
+    before, after = page.split(begin)[0], page.split(end)[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}", encoding="utf-8")
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def draw_attention(maps: dict[str, np.ndarray], scenes: DrawnScenes, path: Path) -> None:
+    """A row a style: two scenes, and where the words of each of their objects look."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    columns = 3 * len(scenes.images)
+    figure, axes = plt.subplots(len(maps), columns, figsize=(1.9 * columns, 1.95 * len(maps)), squeeze=False)
+    for row, (name, values) in zip(axes, maps.items(), strict=True):
+        for index, picture in enumerate(scenes.images):
+            cells = row[3 * index : 3 * index + 3]
+            cells[0].imshow(picture)
+            cells[0].set_ylabel(name, fontsize=11)
+            words = scenes.captions[index].split()
+            for number, cell in enumerate(cells[1:]):
+                heat = np.kron(values[index, number], np.ones((PATCH, PATCH)))
+                cell.imshow(picture)
+                cell.imshow(heat, cmap="inferno", alpha=0.65)
+                top, left, bottom, right = scenes.boxes[index, number]
+                box = plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white", lw=1.5)
+                cell.add_patch(box)
+                first, last = scenes.object_places[index, number] - 1
+                cell.set_title(f"“{words[first]} {words[last]}”", fontsize=9)
+            cells[0].set_title(scenes.captions[index], fontsize=8)
+    for cell in axes.flat:
+        cell.set_xticks([])
+        cell.set_yticks([])
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    print(f"wrote {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
