@@ -178,7 +178,8 @@ class BottleneckFusion(Fusion):
             options = {"return_scores": return_scores, "training": training}
             if cache is not None:
                 before = cache.layers[index]
-                result, reads = block(text, mask=text_mask, cache=before.text, **options), before.reads
+                # Keras casts what comes in to the dtype of the computation; what goes out is of the dtype that it was.
+                result, reads = block(text, mask=text_mask, cache=before.text, **options), ops.cast(before.reads, "float32")
                 caches.append(BottleneckCache(result.cache, reads))
             else:
                 bottleneck, image, reads = self._read_image(index, bottleneck, image, image_mask, return_scores, training)

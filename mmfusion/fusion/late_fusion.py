@@ -151,7 +151,9 @@ class LateFusion(Fusion):
         text, image, text_mask, image_mask = self.checked(text, image, text_mask, image_mask, causal, cache)
         scores = None
         if cache is not None:
-            vector, scores = cache.layers[0]
+            # Keras casts what comes in to the dtype of the computation; what goes out is of the dtype that it was.
+            vector, scores = cache.layers[0].vector, ops.cast(cache.layers[0].scores, "float32")
+            cache = FusionCache((LateCache(vector, scores),))
         elif return_scores:
             vector, scores, _ = self.pooling(image, tokens_mask=image_mask, return_scores=True, training=training)
             scores = scores[:, :, 0]

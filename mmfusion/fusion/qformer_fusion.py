@@ -251,9 +251,11 @@ class QFormerFusion(Fusion):
             mask = self._joint_mask(layer_cache.queries_mask, text_mask, places)
             result = block(text, mask=mask, cache=layer_cache.block, return_scores=return_scores, training=training)
             text = result.tokens
-            caches.append(layer_cache._replace(block=result.cache))
+            # Keras casts what comes in to the dtype of the computation; what goes out is of the dtype that it was.
+            reading = ops.cast(layer_cache.reading, "float32")
+            caches.append(layer_cache._replace(block=result.cache, reading=reading))
             if return_scores:
-                scores.append(_text_scores(result.self_scores, self.num_queries, layer_cache.reading))
+                scores.append(_text_scores(result.self_scores, self.num_queries, reading))
         text = self.norm(text) if self.norm_first else text
         return FusionOutput(text, None, ops.stack(scores, axis=1) if return_scores else None, FusionCache(tuple(caches)))
 

@@ -239,7 +239,8 @@ class ResamplerFusion(Fusion):
         if cache is None:
             latents, mask, reading = self._read(image, image_mask, return_scores, training)
         else:
-            inner_cache, reading = cache.layers[0]
+            # Keras casts what comes in to the dtype of the computation; what goes out is of the dtype that it was.
+            inner_cache, reading = cache.layers[0].fusion, ops.cast(cache.layers[0].reading, "float32")
         output = self.fusion(
             text,
             latents,

@@ -199,7 +199,9 @@ class AttentiveLSTM(keras.layers.Layer):
         return AttentiveLSTMOutput(hidden, context, ops.swapaxes(weights, 1, 2), LSTMState(last[0], last[1]))
 
     def _scan(self, step: Any, carry: tuple, steps: dict[str, KerasTensor], length: Any, reverse: bool) -> tuple[tuple, tuple]:
-        if not isinstance(length, int) or (length > 1 and not self.unroll):
+        if not isinstance(length, int):
+            return self._scan_unknown(step, carry, steps, reverse)
+        if length > 1 and not self.unroll:
             return ops.scan(step, carry, steps, reverse=reverse)
         outputs = []
         for index in reversed(range(length)) if reverse else range(length):
@@ -207,6 +209,23 @@ class AttentiveLSTM(keras.layers.Layer):
             outputs.append(output)
         ordered = outputs[::-1] if reverse else outputs
         return carry, tuple(ops.stack(parts, axis=0) for parts in zip(*ordered, strict=True))
+
+    def _scan_unknown(self, step: Any, carry: tuple, steps: dict[str, KerasTensor], reverse: bool) -> tuple[tuple, tuple]:
+        # Keras's scan on TensorFlow compares the lengths of several tensors, and cannot if it does not know them: one has all.
+        width, rows = 4 * self.units, ops.shape(steps["inputs"])[1]
+        length = ops.shape(steps["inputs"])[0]
+        parts = [ops.reshape(ops.cast(x, self.compute_dtype), (length, rows, -1)) for x in steps.values()]
+
+        def unpacked(carry: tuple, now: KerasTensor) -> tuple[tuple, tuple]:
+            known = {"inputs": now[:, :width]}
+            if "real" in steps:
+                known["real"] = now[:, width : width + 1] > 0
+            if "keep" in steps:
+                keep = now[:, width + ("real" in steps) :]
+                known["keep"] = ops.reshape(keep, (rows, self.num_heads, 1, -1))
+            return step(carry, known)
+
+        return ops.scan(unpacked, carry, ops.concatenate(parts, axis=-1), reverse=reverse)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

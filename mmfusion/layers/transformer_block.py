@@ -344,6 +344,11 @@ class TransformerBlock(keras.layers.Layer):
         tokens = tokens + self.drop_branch(branch, training=training)
         return tokens if self.norm_first else norm(tokens)
 
+    def compute_mask(self, inputs: KerasTensor, previous_mask: KerasTensor | None) -> KerasTensor | None:
+        """The mask goes on with the tokens, unless it is one of the places of a cache."""
+        fits = previous_mask is not None and len(previous_mask.shape) == 2 and previous_mask.shape[1] == inputs.shape[1]
+        return previous_mask if fits else None
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (

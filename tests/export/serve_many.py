@@ -1,4 +1,4 @@
-"""A process that asks every export in a folder, with tensorflow and tensorflow_text alone: FOLDER PICTURES TEXTS.json ANSWERS.npz."""
+"""A process that asks all exports in a folder, with TensorFlow alone: FOLDER PICTURES TEXTS.json ANSWERS.npz."""
 
 import json
 import sys

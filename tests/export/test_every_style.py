@@ -1,4 +1,4 @@
-"""Every fusion style in a model: two replicas equal one, files come back the same, exports answer alike; in float32 and bfloat16."""
+"""Every fusion style in a model, float32 and bfloat16: two replicas equal one, files come back, exports answer alike."""
 
 from __future__ import annotations
 
