@@ -67,6 +67,11 @@ class Recipe(Section):
         for term in terms:
             if term not in heads:
                 raise ValueError(f"objective.{term}: expected none, since model.heads lacks {term}; set objective.{term}=null")
+        if "qformer" in (self.fusion.style, self.fusion.inner) and self.fusion.depth < 2 and self.model.fuses:
+            raise ValueError(
+                "fusion.depth: expected at least 2 with qformer, since text sees the queries a layer after these see the image, "
+                f"found {self.fusion.depth}"
+            )
         if self.fusion.direction == "image" and {"captioning", "masked_language"} & heads:
             raise ValueError("fusion.direction: expected text or both, since the model writes or guesses words, found image")
         if not terms:

@@ -102,6 +102,7 @@ def test_nothing_is_guessed(section, key, value):
             "attention_dropout]: expected none, since kernel lin",
         ),
         ({"model": {"image_encoder": {"num_key_value_heads": 3}}}, "num_key_value_heads]: expected a divisor of num_heads 4"),
+        ({"fusion": {"style": "qformer", "depth": 1}}, "fusion.depth]: expected at least 2 with qformer"),
         ({"fusion": {"direction": "image"}}, "fusion.direction]: expected text or both, since the model writes or guesses words"),
         ({"model": {"text_encoder": {"dim": 10}}}, "model.text_encoder.num_heads]: expected a divisor of dim 10, found 4"),
         ({"train": {"monitor": "val_rsums"}}, "found val_rsums; did you mean val_rsum?"),
