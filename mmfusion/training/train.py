@@ -253,7 +253,9 @@ def _recovery(
     def tell(kind: str, event: dict[str, Any]) -> None:
         log.write(kind, event)
         back = f"went back {event['restored_steps_back']} steps and left their batches out"
-        console.print(f"step {event['step']}: {event['reason']}; {back} (recovery {event['recoveries']})", highlight=False)
+        console.print(
+            f"step {event['step']}: {event['reason']}; {back} (recovery {event['recoveries']})", highlight=False, soft_wrap=True
+        )
 
     return LossRecovery(**options.model_dump(), start_step=step, log=tell, state=state)
 

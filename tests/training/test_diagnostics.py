@@ -90,6 +90,17 @@ def test_norms_are_those_of_numpy():
     assert probe()["block"]["update"] is None
 
 
+def test_under_a_strategy_too(two_devices):
+    reports = []
+    for strategy in (tf.distribute.get_strategy(), two_devices):
+        with strategy.scope():
+            model = stack("residual, layer scale", depth=2)
+        probe = GradientProbe(model, lambda model=model: tf.reduce_sum(model(np.ones((2, 4, 16), "float32"))))
+        reports.append(probe()["block"]["gradient"])
+    assert min(reports[0]) > 0.0
+    np.testing.assert_allclose(reports[1], reports[0], rtol=1e-5)
+
+
 def test_stacks_of_a_model():
     model = tiny_model(name="model")
     groups = depth_groups([weight.path.removeprefix("model/") for weight in model.trainable_weights])

@@ -96,4 +96,4 @@ def _short(names: list[str]) -> list[str]:
         parts = [part[1:] for part in parts]
     while all(len(part) > 1 for part in parts) and len(parts) > 1 and len({part[-1] for part in parts}) == 1:
         parts = [part[:-1] for part in parts]
-    return ["/".join(part) if len(parts) > 1 else part[-1] for part in parts]
+    return ["/".join(part[-2:] if len(parts) == 1 else part) for part in parts]
