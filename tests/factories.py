@@ -24,14 +24,15 @@ def tiny_model(
         "captioning_head": CaptioningHead(start_id=2, end_id=3, dtype=dtype, name="captioning_head"),
     }
     return ImageTextModel(
-        image_encoder=VisionTransformer(
-            image_size=IMAGE_SIZE, patch_size=8, dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="image_encoder"
-        ),
         text_encoder=TextTransformer(
             vocabulary_size=VOCABULARY_SIZE, max_length=MAX_LENGTH, dim=12, depth=2, num_heads=3, dropout=dropout,
             dtype=dtype, name="text_encoder",
         ),
         **{
+            "image_encoder": VisionTransformer(
+                image_size=IMAGE_SIZE, patch_size=8, dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype,
+                name="image_encoder",
+            ),
             "fusion": CrossFusion(dim=12, image_dim=16, depth=2, num_heads=2, dropout=dropout, dtype=dtype, name="fusion"),
             **{name: head for name, head in parts.items() if name.removesuffix("_head") in heads},
             **options,

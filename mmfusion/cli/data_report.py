@@ -52,16 +52,15 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     from mmfusion.data import check_source, open_source
 
     if source.endswith((".yaml", ".yml")):
-        recipe = load_recipe(source, overrides)
+        data = load_recipe(source, overrides).data
     else:
-        recipe = recipe_from_dict(
-            # Room for all pictures of a row, however many they are.
-            {"name": "check", "data": {**source_settings(source), "validation_share": 0, "frames": MOST_FRAMES}},
-            where="the command line",
-        )
+        content = {"name": "check", "data": {**source_settings(source), "validation_share": 0}}
+        data = recipe_from_dict(content, where="the command line").data
+        # However many pictures a row has: nobody has said yet how many there may be.
+        data = data.model_copy(update={"frames": MOST_FRAMES})
     console = Console(stderr=True)
     with console.status("reading everything once") as status:
-        result = check_source(open_source(recipe.data), progress=lambda done, total: status.update(f"reading {done} of {total}"))
+        result = check_source(open_source(data), progress=lambda done, total: status.update(f"reading {done} of {total}"))
     content = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
     if output is not None:
         output.write_text(content + "\n", encoding="utf-8")

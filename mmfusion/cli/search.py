@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,17 +48,25 @@ def search(
         match = "" if hit.match is None else f"  match {hit.match:.3f}"
         typer.echo(f"{rank:2}{similarity}{match}  {hit.path}")
     if picture is not None:
-        _draw(text, hits, picture)
+        _draw(text, hits, picture, index.predictor.frames)
         typer.echo(f"drawn: {picture}")
 
 
-def _draw(text: str, hits: Sequence[Hit], picture: Path) -> None:
+def _draw(text: str, hits: Sequence[Hit], picture: Path, frames: int) -> None:
     from mmfusion.data import decode_image
     from mmfusion.evaluation.figures import draw_retrieval
 
-    images = [decode_image(hit.path.read_bytes()).numpy() for hit in hits]
+    images = [decode_image(hit.path.read_bytes()).numpy() if frames == 1 else _sheet(hit.path, frames) for hit in hits]
     draw_retrieval([text], [images], path=picture, scores=[[_score(hit) for hit in hits]])
 
 
 def _score(hit: Hit) -> float:
     return next(score for score in (hit.match, hit.similarity) if score is not None)
+
+
+def _sheet(path: Path, frames: int) -> Any:
+    from mmfusion.data import decode_frames, frame_places
+    from mmfusion.evaluation.drawing import contact_sheet
+
+    pictures = decode_frames(path.read_bytes()).numpy()
+    return contact_sheet(pictures[frame_places(len(pictures), frames).numpy()])

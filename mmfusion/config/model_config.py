@@ -15,6 +15,7 @@ _OWN = (
     "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
     "kernel", "positions",
 )  # fmt: skip
+_OF_CLIPS = ("kind", "tubelet_size", "attention", "joint_depth")
 _OF_ATTENTION = ("logit_cap", "window", "num_global_tokens")
 
 
@@ -73,10 +74,42 @@ class _Transformer(Section):
 
 
 class ImageEncoderConfig(_Transformer):
-    """The vision transformer."""
+    """The image encoder: of pictures, clips or several images."""
 
+    kind: Literal["vit", "video", "multi"] = Field(
+        "vit", description="One picture, a clip, or several images; the last two need data.frames above 1."
+    )
     patch_size: Positive = Field(16, description="Side of a patch in pixels.")
     rotary: bool | Literal["2d"] = Field(False, description="Rotate queries and keys by position: along the patches, or 2d.")  # type: ignore[assignment]
+    tubelet_size: Positive | None = Field(None, description="Of video: frames that a token reaches over; none is 1.")
+    attention: Literal["tiled", "factorised"] | None = Field(
+        None, description="Of video: among all tokens, or within frames and then across them; none is tiled."
+    )
+    joint_depth: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Of multi: transformer blocks over the tokens of all images; none is 1."
+    )
+
+    @model_validator(mode="after")
+    def _known_to_kind(self) -> ImageEncoderConfig:
+        for option, kind in (("tubelet_size", "video"), ("attention", "video"), ("joint_depth", "multi")):
+            if getattr(self, option) is not None and self.kind != kind:
+                raise ValueError(f"{option}: expected none, since kind {self.kind} does not know it (kind {kind} does)")
+        if self.kind == "video" and self.positions != "learned":
+            raise ValueError(f"positions: expected learned for kind video, found {self.positions}")
+        if self.rotary and (self.attention == "factorised" or (self.kind == "video" and self.rotary == "2d")):
+            found = self.rotary if isinstance(self.rotary, str) else "true"
+            raise ValueError(f"rotary: expected false for attention {self.attention or 'tiled'} over clips, found {found}")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of the encoder's class; of ``multi``, of the encoder of each image. `clip_options` has the others."""
+        options = super().options()
+        options["block_options"] = {name: value for name, value in options["block_options"].items() if name not in _OF_CLIPS}
+        return options
+
+    def clip_options(self) -> dict[str, Any]:
+        """What ``video`` and ``multi`` know beside `options`, where it is set."""
+        return {name: value for name in _OF_CLIPS[1:] if (value := getattr(self, name)) is not None}
 
 
 class TextEncoderConfig(_Transformer):

@@ -53,6 +53,15 @@ class Recipe(Section):
         size, patch = self.data.size, self.model.image_encoder.patch_size
         if size[0] % patch or size[1] % patch:
             raise ValueError(f"model.image_encoder.patch_size: expected a divisor of data.image_size {list(size)}, found {patch}")
+        kind, frames = self.model.image_encoder.kind, self.data.frames
+        if (kind == "vit") != (frames == 1):
+            expected = "1, since model.image_encoder.kind is vit" if kind == "vit" else f"at least 2 for {kind}"
+            raise ValueError(f"data.frames: expected {expected}, found {frames}")
+        if frames % (self.model.image_encoder.tubelet_size or 1):
+            raise ValueError(
+                f"model.image_encoder.tubelet_size: expected a divisor of data.frames {frames}, "
+                f"found {self.model.image_encoder.tubelet_size}"
+            )
         if self.model.text_encoder.dim % self.fusion.num_heads:
             raise ValueError(
                 f"fusion.num_heads: expected a divisor of model.text_encoder.dim {self.model.text_encoder.dim}, "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmfusion.data.builtin import LANGUAGES, read_builtin
     from mmfusion.data.check import SourceReport, check_source
     from mmfusion.data.clip_maker import make_clips
-    from mmfusion.data.clip_transform import Clip, ClipTransform
+    from mmfusion.data.clip_transform import Clip, ClipTransform, Transform
     from mmfusion.data.csv_table import read_csv
     from mmfusion.data.decoding import decode_image
     from mmfusion.data.drawn_scenes import DrawnScenes, draw_scenes
@@ -47,6 +47,7 @@ _HOMES = {
     "SOURCES": "opening",
     "Source": "source",
     "SourceReport": "check",
+    "Transform": "clip_transform",
     "build_eval_images": "evaluation_pipeline",
     "build_eval_texts": "evaluation_pipeline",
     "build_train_dataset": "pipeline",
@@ -84,6 +85,7 @@ __all__ = [
     "Quarantine",
     "Source",
     "SourceReport",
+    "Transform",
     "build_eval_images",
     "build_eval_texts",
     "build_train_dataset",

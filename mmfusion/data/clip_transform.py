@@ -146,6 +146,10 @@ class ClipTransform:
         return tf.map_fn(self.image.resize, pictures, fn_output_signature=tf.TensorSpec(self.image.shape, tf.uint8))
 
 
+Transform = ImageTransform | ClipTransform
+"""From the files of an example to what a model sees."""
+
+
 def too_many_pictures(found: int, frames: int) -> DataError:
     """The error of an example with more files than there is room for."""
     return DataError("too many pictures", expected=f"at most {frames} (data.frames)", found=found)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mmfusion.data.clip_transform import ClipTransform
+from mmfusion.data.clip_transform import Transform
 from mmfusion.data.image_loader import ImageLoader
-from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
 from mmfusion.data.quarantine import Quarantine
 from mmfusion.data.source import Source
@@ -21,7 +20,7 @@ def build_eval_images(
     source: Source,
     split: str,
     *,
-    transform: ImageTransform | ClipTransform,
+    transform: Transform,
     batch_size: int,
     quarantine: Quarantine,
     tokenizer: Tokenizer | None = None,

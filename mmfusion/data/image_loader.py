@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mmfusion.data.clip_transform import ClipTransform
+from mmfusion.data.clip_transform import Transform
 from mmfusion.data.decoding import decode_image
 from mmfusion.data.example import Example, ImageReference
-from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.quarantine import Quarantine
 from mmfusion.errors import ConfigError, DataError
 
@@ -47,7 +46,7 @@ class ImageLoader:
     def __init__(
         self,
         examples: Sequence[Example],
-        transform: ImageTransform | ClipTransform,
+        transform: Transform,
         quarantine: Quarantine,
         *,
         cache: str = "none",

@@ -8,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from mmfusion.data.augmentation import Augmentation
-from mmfusion.data.clip_transform import ClipTransform
+from mmfusion.data.clip_transform import Transform
 from mmfusion.data.epoch_order import EpochOrder
 from mmfusion.data.image_loader import ImageLoader
-from mmfusion.data.image_transform import ImageTransform
 from mmfusion.data.pipeline_options import Tokenizer, pipeline_options
 from mmfusion.data.quarantine import Quarantine
 from mmfusion.data.source import Source
@@ -49,7 +48,7 @@ def build_train_dataset(
     split: str = "train",
     *,
     tokenizer: Tokenizer,
-    transform: ImageTransform | ClipTransform,
+    transform: Transform,
     batch_size: int,
     seed: int,
     quarantine: Quarantine,

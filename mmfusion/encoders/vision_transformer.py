@@ -134,9 +134,14 @@ class VisionTransformer(keras.layers.Layer):
         """Rows and columns of the patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
+    @property
+    def images_shape(self) -> tuple[int | None, ...]:
+        """Shape of the images that it takes, ``[B, H, W, 3]``."""
+        return None, *self.image_size, 3
+
     def build(self, images_shape: Sequence[int | None] | None = None) -> None:
         """Builds all parts; the shape is known from `image_size`."""
-        self.patch_embedding.build((None, *self.image_size, 3))
+        self.patch_embedding.build(self.images_shape)
         tokens_shape = (None, self.grid[0] * self.grid[1], self.dim)
         for block in self.blocks:
             block.build(tokens_shape)

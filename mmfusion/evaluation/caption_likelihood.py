@@ -24,7 +24,8 @@ def caption_loss(
     Args:
         model: A model with a captioning head.
         tokenizer: Its tokenizer.
-        batches: Dictionaries with ``image`` (``float[B, H, W, 3]``) and ``image_id`` (``int[B]``), as `build_eval_images` gives.
+        batches: Dictionaries with ``image`` (``float[B, H, W, 3]``) and ``image_id`` (``int[B]``), of clips
+            ``image_mask`` too, as `build_eval_images` gives.
         captions: Each image's captions, by its id.
 
     Returns:
@@ -34,8 +35,8 @@ def caption_loss(
         DataError: If there is no caption.
     """
 
-    def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        logits = model.caption_logits(patches, token_ids[:, :-1], mask[:, :-1], training=False)
+    def cost(patches: tf.Tensor, patch_mask: tf.Tensor | None, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        logits = model.caption_logits(patches, token_ids[:, :-1], mask[:, :-1], training=False, patch_mask=patch_mask)
         loss = captioning_loss(logits, token_ids[:, 1:], mask[:, 1:])
         return tf.reduce_sum(loss.tokens), tf.reduce_sum(loss.loss_sum)
 
@@ -68,7 +69,7 @@ def masked_language_figures(
     head = model.head("masked_language")
     vocabulary_size = model.text_encoder.vocabulary_size
 
-    def cost(patches: tf.Tensor, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def cost(patches: tf.Tensor, patch_mask: tf.Tensor | None, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
         hidden = mask_tokens(
             token_ids,
             mask,
@@ -78,7 +79,7 @@ def masked_language_figures(
             rate=rate,
             seed=0,
         )
-        logits = model.masked_language_logits(patches, hidden.token_ids, mask, training=False)
+        logits = model.masked_language_logits(patches, hidden.token_ids, mask, training=False, patch_mask=patch_mask)
         loss = masked_language_loss(logits, token_ids, hidden.chosen)
         right = tf.logical_and(tf.argmax(logits, axis=-1, output_type=token_ids.dtype) == token_ids, hidden.chosen)
         return tf.reduce_sum(loss.tokens), tf.reduce_sum(loss.loss_sum), tf.reduce_sum(tf.cast(right, tf.float32))
@@ -92,16 +93,17 @@ def mean_over_captions(
     tokenizer: WordPieceTokenizer,
     batches: Iterable[Mapping[str, tf.Tensor]],
     captions: Mapping[int, Sequence[str]],
-    cost: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]],
+    cost: Callable[[tf.Tensor, tf.Tensor | None, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]],
 ) -> list[float]:
     """Means of what `cost` sums over all captions of all images.
 
     Args:
         model: The model, whose image encoder reads the images.
         tokenizer: Its tokenizer.
-        batches: Dictionaries with ``image`` and ``image_id``.
+        batches: Dictionaries with ``image`` and ``image_id``, of clips ``image_mask`` too.
         captions: Each image's captions, by its id.
-        cost: From patches ``float[B, P, Di]``, ``int[B, T]`` and ``bool[B, T]`` to a count and one or more sums.
+        cost: From patches ``float[B, P, Di]``, their mask ``bool[B, P]`` or None, ``int[B, T]`` and ``bool[B, T]`` to a count and
+            one or more sums.
 
     Returns:
         Each sum over the count.
@@ -109,17 +111,21 @@ def mean_over_captions(
     Raises:
         DataError: If there is no caption.
     """
-    encode = tf.function(lambda images: model.image_encoder(images, training=False), reduce_retracing=True, autograph=False)
+    encode = tf.function(
+        lambda images, mask: model.encode_patches(images, mask, training=False), reduce_retracing=True, autograph=False
+    )
     compiled = tf.function(cost, reduce_retracing=True, autograph=False)
     totals: list[float] = []
     for batch in batches:
-        patches = encode(batch["image"])
+        patches, patch_mask = encode(batch["image"], batch.get("image_mask"))
         rows = [captions[int(key)] for key in batch["image_id"].numpy()]
         # One caption of every image at a time: the images are encoded once, and a batch stays a batch.
         for turn in range(max(map(len, rows), default=0)):
             chosen = [row for row, texts in enumerate(rows) if turn < len(texts)]
             tokens = tokenizer(tf.constant([rows[row][turn] for row in chosen]))
-            sums = [float(value) for value in compiled(tf.gather(patches, chosen), tokens.token_ids, tokens.token_mask)]
+            real = None if patch_mask is None else tf.gather(patch_mask, chosen)
+            answer = compiled(tf.gather(patches, chosen), real, tokens.token_ids, tokens.token_mask)
+            sums = [float(value) for value in answer]
             totals = [a + b for a, b in zip(totals or [0.0] * len(sums), sums, strict=True)]
     if not totals or not totals[0]:
         raise DataError("no caption to score", where="captions")

@@ -6,6 +6,7 @@ threads do not disturb one another. matplotlib loads when the first figure is ma
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -115,6 +116,32 @@ def as_pixels(image: npt.ArrayLike, where: str = "image") -> npt.NDArray[np.uint
     elif pixels.dtype != np.uint8:
         raise DataError("not an image to draw", where=where, expected="uint8 or floats", found=pixels.dtype)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8)
+
+
+def contact_sheet(frames: npt.NDArray[np.uint8], *, columns: int | None = None) -> npt.NDArray[np.uint8]:
+    """Lays the pictures of a clip side by side, row by row, with white lines between them.
+
+    Args:
+        frames: ``uint8[F, h, w, 3]``.
+        columns: Pictures a row. Default: as many as rows, or one more.
+
+    Returns:
+        ``uint8[height, width, 3]``; of a single picture, that picture.
+
+    Example:
+        >>> contact_sheet(np.zeros((4, 10, 20, 3), np.uint8)).shape
+        (21, 41, 3)
+    """
+    count, height, width = frames.shape[:3]
+    if count == 1:
+        return frames[0]
+    columns = math.ceil(math.sqrt(count)) if columns is None else min(columns, count)
+    rows, gap = math.ceil(count / columns), max(round(min(height, width) / 24), 1)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for place, frame in enumerate(frames):
+        top, left = place // columns * (height + gap), place % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
 
 
 def show_image(axes: Axes, pixels: npt.NDArray[np.uint8], *, frame: str | None = None, width: float = 1.0) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmfusion.data import ImageTransform, Quarantine, Source
+from mmfusion.data import Example, Quarantine, Source, Transform
 from mmfusion.errors import DataError
 from mmfusion.evaluation.caption_likelihood import unigram_loss
+from mmfusion.evaluation.drawing import contact_sheet
 from mmfusion.evaluation.evaluator import CaptionsResult, EncodedGallery, Evaluator
 from mmfusion.evaluation.matching_retrieval import retrieval_by_matching
 from mmfusion.evaluation.report import write_report
@@ -28,7 +29,7 @@ def evaluate_model(
     recipe: Recipe,
     model: ImageTextModel,
     tokenizer: WordPieceTokenizer,
-    transform: ImageTransform,
+    transform: Transform,
     source: Source,
     output: str | Path,
     *,
@@ -115,7 +116,8 @@ def evaluate_model(
         "captions": sum(len(example.captions) for example in evaluator.examples),
         "captioned_images": 0 if captions is None else len(captions.captions),
         "gallery": gallery,
-        "resolution": f"{transform.size[0]} x {transform.size[1]} ({transform.resize_mode})",
+        "resolution": f"{transform.size[0]} x {transform.size[1]} ({transform.resize_mode})"
+        + (f", up to {transform.frames} pictures" if transform.frames > 1 else ""),
         "parameters": model.count_params(),
         "rerank_top_k": rerank,
         "fuse": options.fuse,
@@ -160,7 +162,7 @@ def _draw(
     evaluator: Evaluator,
     found: _Found | None,
     captions: CaptionsResult | None,
-    transform: ImageTransform,
+    transform: Transform,
     *,
     rows: int = 6,
     top_k: int = 5,
@@ -201,5 +203,6 @@ def _text_of(evaluator: Evaluator, encoded: EncodedGallery, row: int) -> str:
     raise DataError("a text without its image", where=evaluator.gallery.name, found=image_id)
 
 
-def _picture(example: Any, transform: ImageTransform) -> np.ndarray:
-    return transform.resize(transform.decode(example.image.read())).numpy()
+def _picture(example: Example, transform: Transform) -> np.ndarray:
+    pixels, count = transform.read([image.read() for image in example.images])
+    return pixels if pixels.ndim == 3 else contact_sheet(pixels[:count])

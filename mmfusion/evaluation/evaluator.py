@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mmfusion.data import ImageTransform, Quarantine, Source, build_eval_images, build_eval_texts
+from mmfusion.data import Quarantine, Source, Transform, build_eval_images, build_eval_texts
 from mmfusion.errors import DataError
 from mmfusion.evaluation.caption_likelihood import caption_loss, masked_language_figures
 from mmfusion.evaluation.caption_metrics import caption_metrics
@@ -31,6 +31,7 @@ class EncodedGallery(NamedTuple):
         text_image_id: ``int32[T]``, the image that a text belongs to.
         text_query: ``bool[T]``.
         patches: ``float[I, P, Di]`` for reranking, or None.
+        patch_mask: ``bool[I, P]`` of them, or None where all are real.
         text_tokens: ``float[T, L, D]`` for reranking, or None.
         text_mask: ``bool[T, L]`` for reranking, or None.
     """
@@ -42,6 +43,7 @@ class EncodedGallery(NamedTuple):
     text_image_id: np.ndarray
     text_query: np.ndarray
     patches: np.ndarray | None
+    patch_mask: np.ndarray | None
     text_tokens: np.ndarray | None
     text_mask: np.ndarray | None
 
@@ -93,7 +95,7 @@ class Evaluator:
         source: Source,
         split: str,
         tokenizer: WordPieceTokenizer,
-        transform: ImageTransform,
+        transform: Transform,
         gallery: str = "split",
         batch_size: int = 64,
         limit: int | None = None,
@@ -165,8 +167,9 @@ class Evaluator:
         asked = {example.image_id for example in self.examples}
         images: list[tuple] = []
         for batch in self._image_batches(self.gallery, "gallery"):
-            patches, embedding = self._encode_image(batch["image"])
-            images.append((embedding.numpy(), batch["image_id"].numpy(), _half(patches) if tokens else None))
+            patches, patch_mask, embedding = self._encode_image(batch["image"], batch.get("image_mask"))
+            real = None if patch_mask is None or not tokens else patch_mask.numpy()
+            images.append((embedding.numpy(), batch["image_id"].numpy(), _half(patches) if tokens else None, real))
         texts: list[tuple] = []
         dataset = build_eval_texts(self.gallery, "gallery", tokenizer=self.tokenizer, batch_size=self.batch_size)
         for batch in dataset:
@@ -200,6 +203,7 @@ class Evaluator:
             text_image_id=text_image_id[readable],
             text_query=np.isin(text_image_id[readable], list(asked)),
             patches=joined(images, 2),
+            patch_mask=joined(images, 3),
             text_tokens=text_column(2),
             text_mask=text_column(3),
         )
@@ -235,8 +239,12 @@ class Evaluator:
         """Logits ``float32[N]`` of the matching head for pairs given by their rows in the gallery."""
         if encoded.patches is None or encoded.text_tokens is None or encoded.text_mask is None:
             raise DataError("reranking needs the token streams", fix="encode(tokens=True)")
+        real = None if encoded.patch_mask is None else tf.constant(encoded.patch_mask[images])
         return self._match(
-            tf.constant(encoded.patches[images]), tf.constant(encoded.text_tokens[texts]), tf.constant(encoded.text_mask[texts])
+            tf.constant(encoded.patches[images]),
+            real,
+            tf.constant(encoded.text_tokens[texts]),
+            tf.constant(encoded.text_mask[texts]),
         ).numpy()
 
     def captions(self, *, limit: int | None = None, beam_size: int = 1, **options: Any) -> CaptionsResult:
@@ -253,7 +261,7 @@ class Evaluator:
         key = (beam_size, *sorted(options.items()))
         if key not in self._captioners:
             self._captioners[key] = tf.function(
-                lambda images: _best(self.model.caption(images, beam_size=beam_size, **options)),
+                lambda images, mask: _best(self.model.caption(images, mask, beam_size=beam_size, **options)),
                 reduce_retracing=True,
                 autograph=False,
             )
@@ -262,7 +270,7 @@ class Evaluator:
         ids: list[int] = []
         captions: list[str] = []
         for batch in self._image_batches(chosen, "queries"):
-            token_ids = self._captioners[key](batch["image"])
+            token_ids = self._captioners[key](batch["image"], batch.get("image_mask"))
             captions += [text.decode("utf-8", "replace") for text in self.tokenizer.detokenize(token_ids).numpy()]
             ids += [int(image_id) for image_id in batch["image_id"].numpy()]
         aligned = [references[image_id] for image_id in ids]
@@ -292,11 +300,11 @@ class Evaluator:
             if self.progress is not None:
                 self.progress(done, total)
 
-    def _image_step(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        patches = self.model.image_encoder(images, training=False)
+    def _image_step(self, images: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
+        patches, patch_mask = self.model.encode_patches(images, mask, training=False)
         if self.model.contrastive_head is None:
-            return patches, tf.zeros((tf.shape(images)[0], 1))
-        return patches, self.model.embed_patches(patches, training=False)
+            return patches, patch_mask, tf.zeros((tf.shape(images)[0], 1))
+        return patches, patch_mask, self.model.embed_patches(patches, training=False, patch_mask=patch_mask)
 
     def _text_step(self, token_ids: tf.Tensor, token_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         text = self.model.text_encoder(token_ids, token_mask=token_mask, training=False)
@@ -304,9 +312,10 @@ class Evaluator:
             return text, tf.zeros((tf.shape(token_ids)[0], 1))
         return text, self.model.encode_text(token_ids, token_mask, training=False, text=text)
 
-    def _match_step(self, patches: tf.Tensor, text: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    def _match_step(self, patches: tf.Tensor, patch_mask: tf.Tensor | None, text: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         dtype = self.model.compute_dtype
-        return self.model.match_tokens(tf.cast(patches, dtype), tf.cast(text, dtype), mask, training=False)
+        patches, text = tf.cast(patches, dtype), tf.cast(text, dtype)
+        return self.model.match_tokens(patches, text, mask, training=False, patch_mask=patch_mask)
 
 
 def _half(values: tf.Tensor) -> np.ndarray:

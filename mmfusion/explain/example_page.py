@@ -10,7 +10,7 @@ import numpy as np
 from mmfusion.explain.overlay import draw_attention_overlay
 
 if TYPE_CHECKING:
-    from mmfusion.data import Example, ImageTransform
+    from mmfusion.data import Example, Transform
     from mmfusion.models import ImageTextModel
     from mmfusion.text import WordPieceTokenizer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def draw_attention_example(
     model: ImageTextModel,
     tokenizer: WordPieceTokenizer,
-    transform: ImageTransform,
+    transform: Transform,
     examples: list[Example],
     path: str | Path,
 ) -> str:
@@ -42,9 +42,15 @@ def draw_attention_example(
     example, text = max(
         ((example, caption) for example in examples[:100] for caption in example.captions), key=lambda pair: len(pair[1])
     )
-    pixels = transform.resize(transform.decode(tf.constant(example.image.read())))
+    pixels, count = transform.read([image.read() for image in example.images])
+    mask = {} if transform.frames == 1 else {"image_mask": tf.range(transform.frames)[None] < count}
     tokens = tokenizer(tf.constant([text]))
-    attention = model.attend(transform.normalize(pixels)[None], tokens.token_ids, tokens.token_mask)
+    attention = model.attend(transform.normalize(pixels)[None], tokens.token_ids, tokens.token_mask, **mask)
     words = [word.decode("utf-8", "replace") for word in tokenizer.id_to_token(tokens.token_ids[0]).numpy()]
-    draw_attention_overlay(np.asarray(pixels), np.asarray(tf.cast(attention[0], tf.float32)), words, path, title=text)
+    maps = np.asarray(tf.cast(attention[0], tf.float32))
+    if mask:
+        # Of a clip that is shorter than there is room for, only what is real.
+        share = transform.frames // maps.shape[3]
+        pixels, maps = pixels[:count], maps[:, :, :, : -(-count // share)]
+    draw_attention_overlay(pixels, maps, words, path, title=text)
     return text

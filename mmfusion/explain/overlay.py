@@ -26,12 +26,13 @@ def attention_maps(
     """Averages attention over layers and heads.
 
     Args:
-        attention: ``float[layers, heads, T, rows, cols]``, as a model's ``attend`` gives for one image and text.
+        attention: ``float[layers, heads, T, rows, cols]``, as a model's ``attend`` gives for one image and text; of a clip or
+            several images ``[layers, heads, T, frames, rows, cols]``.
         layers: Which layers; negative ones count from the last. Default all.
         heads: Which heads. Default all.
 
     Returns:
-        ``float64[T, rows, cols]``.
+        ``float64[T, rows, cols]``; of a clip ``float64[T, frames, rows, cols]``.
 
     Raises:
         DataError: If `attention` has another shape, or holds NaN.
@@ -43,10 +44,10 @@ def attention_maps(
         ((3, 4, 4), 1.0)
     """
     scores = np.asarray(attention, np.float64)
-    if scores.ndim != 5 or 0 in scores.shape:
+    if scores.ndim not in (5, 6) or 0 in scores.shape:
         raise DataError(
             "attention has the wrong shape",
-            expected="[layers, heads, T, rows, cols] of one image and text",
+            expected="[layers, heads, T, rows, cols] of one image and text, or of a clip [layers, heads, T, frames, rows, cols]",
             found=list(scores.shape),
         )
     for axis, (name, chosen) in enumerate((("layers", layers), ("heads", heads))):
@@ -76,18 +77,19 @@ def draw_attention_overlay(
     scale: str = "token",
     title: str | None = None,
 ) -> Figure:
-    """Draws the image once as it is, and once for each token with its attention as a heat map on it.
+    """Draws the image once as it is, and once for each token with its attention as a heat map on it; a clip as a strip of frames.
 
     Args:
         image: What the model saw: ``uint8[h, w, 3]`` or floats in 0..1, of any size and shape; the grid is laid over
-            all of it.
-        attention: ``float[layers, heads, T, rows, cols]``.
+            all of it. Of a clip or several images ``[F, h, w, 3]``.
+        attention: ``float[layers, heads, T, rows, cols]``; of a clip ``[layers, heads, T, frames, rows, cols]``, each of its
+            frames over as many of the image's.
         tokens: T tokens, as text or UTF-8. Characters that no installed font has are shown as a square.
         path: Where to save the picture. Default: nowhere.
         layers: Which layers to average; negative ones count from the last. Default all.
         heads: Which heads to average. Default all.
         skip: Tokens not to draw. Default ``("[CLS]", "[SEP]", "[PAD]", "")``.
-        columns: Panels a row. Default 5.
+        columns: Panels a row, of a clip as many fewer as its strip is wider. Default 5.
         opacity: Of the map where it is highest, 0..1. Default 0.7.
         scale: ``"token"`` stretches each map from its least to its greatest value; ``"shared"`` all maps alike, from 0
             to the greatest value of all, so that tokens can be compared. Default ``"token"``.
@@ -110,8 +112,12 @@ def draw_attention_overlay(
         raise ConfigError("no such scale", where="scale", expected="token or shared", found=scale)
     if not 0.0 <= opacity <= 1.0 or columns < 1:
         raise ConfigError("impossible drawing", expected="opacity in 0..1, columns from 1", found=f"{opacity}, {columns}")
-    pixels = as_pixels(image)
+    frames = [as_pixels(frame) for frame in (image if np.ndim(image) == 4 else [image])]  # type: ignore[union-attr]
+    pixels = np.concatenate(frames, axis=1)
     maps = attention_maps(attention, layers=layers, heads=heads)
+    maps = maps[:, None] if maps.ndim == 3 else maps
+    if len(frames) % maps.shape[1]:
+        raise DataError("frames and attention differ in number", expected=f"a multiple of {maps.shape[1]}", found=len(frames))
     words = [token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in tokens]
     if len(words) != len(maps):
         raise DataError("tokens and attention differ in number", expected=f"{len(maps)} tokens", found=len(words))
@@ -121,9 +127,9 @@ def draw_attention_overlay(
     highest = np.max(maps[drawn])
     height, width = pixels.shape[:2]
     # Panels keep the shape of the image, within reason for strips.
-    cell_width = 1.9
-    cell_height = cell_width * min(max(height / width, 0.4), 2.0)
-    columns = min(columns, len(drawn) + 1)
+    cell_width = 1.9 if len(frames) == 1 else min(1.2 * len(frames), 7.2)
+    cell_height = cell_width * min(max(height / width, 0.4 / len(frames)), 2.0)
+    columns = min(max(int(columns * 1.9 / cell_width), 1), len(drawn) + 1)
     rows = math.ceil((len(drawn) + 1) / columns)
     gap, head, margin, top = 0.12, 0.3, 0.15, 0.45
     figure_width = 2 * margin + columns * cell_width + (columns - 1) * gap
@@ -141,19 +147,22 @@ def draw_attention_overlay(
         )
         show_image(axes, pixels)
         if index is not None:
-            _lay_over(axes, maps[index], pixels.shape[:2], opacity, highest if scale == "shared" else None)
+            heat = np.repeat(maps[index], len(frames) // maps.shape[1], axis=0)
+            _lay_over(axes, heat, frames[0].shape[:2], opacity, highest if scale == "shared" else None)
             word = wrap_text(figure, words[index], cell_width, size=10.5, max_lines=1)
             label(axes, 0.5, 1.02, word, size=10.5, ha="center", va="bottom", transform=axes.transAxes)
+        for border in range(1, len(frames)):
+            axes.axvline(border * width / len(frames) - 0.5, color="white", linewidth=1.2)
     return save_figure(figure, path)
 
 
 def _lay_over(axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None) -> None:
     low, high = (float(np.min(heat)), float(np.max(heat))) if highest is None else (0.0, highest)
     strength = np.clip((heat - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(heat)
-    smooth = _enlarge(strength, size)
+    smooth = np.concatenate([_enlarge(frame, size) for frame in strength], axis=1)
     # Weak attention darkens the image only a little, so that one still sees what is not attended to.
     alpha = opacity * (0.4 + 0.6 * smooth)
-    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    extent = (-0.5, smooth.shape[1] - 0.5, size[0] - 0.5, -0.5)
     axes.imshow(smooth, cmap="inferno", vmin=0.0, vmax=1.0, alpha=alpha, extent=extent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from mmfusion.errors import DataError, ExportError
 from mmfusion.export.saved_model import DESCRIPTION
 
 Image = str | Path | bytes
+Images = Image | Sequence[Image]
+"""A picture or a clip's file; for a model of several images, also a list of files."""
 
 
 class Caption(NamedTuple):
@@ -31,7 +34,8 @@ class Attention(NamedTuple):
     """Where each token of a sentence looks in a picture.
 
     Attributes:
-        maps: ``float32[layers, heads, T, rows, cols]``; each map sums to 1.
+        maps: ``float32[layers, heads, T, rows, cols]``; each map sums to 1. Of a clip or several images
+            ``float32[layers, heads, T, frames, rows, cols]``, with the frames that are padding at 0.
         tokens: The T tokens.
     """
 
@@ -48,19 +52,31 @@ class Predictor:
         functions: The signatures by name, each from named tensors to a dictionary of tensors.
         name: What they come from, for messages.
         batch_size: Pictures or sentences at a time. Default 32.
+        frames: Pictures that an example has room for: frames of a clip, or images. Default 1.
+        several: Whether these are several files, ``image_bytes: string[B, N]``. Default False.
     """
 
-    def __init__(self, functions: dict[str, Callable[..., dict[str, tf.Tensor]]], *, name: str, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        functions: dict[str, Callable[..., dict[str, tf.Tensor]]],
+        *,
+        name: str,
+        batch_size: int = 32,
+        frames: int = 1,
+        several: bool = False,
+    ) -> None:
         self.functions = functions
         self.name = name
         self.batch_size = batch_size
+        self.frames = frames
+        self.several = several
 
     @property
     def signatures(self) -> tuple[str, ...]:
         """What can be asked."""
         return tuple(sorted(self.functions))
 
-    def encode_image(self, images: Sequence[Image]) -> np.ndarray:
+    def encode_image(self, images: Sequence[Images]) -> np.ndarray:
         """Pictures to unit-length ``float32[N, E]``."""
         return self._ask("encode_image", image_bytes=images)["embedding"]
 
@@ -68,13 +84,13 @@ class Predictor:
         """Sentences to unit-length ``float32[N, E]``."""
         return self._ask("encode_text", text=texts)["embedding"]
 
-    def match(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+    def match(self, images: Sequence[Images], texts: Sequence[str]) -> np.ndarray:
         """Probability ``float32[N]`` that sentence n describes picture n."""
         if len(images) != len(texts):
             raise DataError("as many sentences as pictures are needed", expected=len(images), found=len(texts))
         return self._ask("match", image_bytes=images, text=texts)["score"]
 
-    def caption(self, images: Sequence[Image]) -> list[Caption]:
+    def caption(self, images: Sequence[Images]) -> list[Caption]:
         """Writes a caption for each picture."""
         answer = self._ask("caption", image_bytes=images)
         return [
@@ -82,7 +98,7 @@ class Predictor:
             for text, score in zip(answer["caption"], answer["score"], strict=True)
         ]
 
-    def attend(self, image: Image, text: str) -> Attention:
+    def attend(self, image: Images, text: str) -> Attention:
         """Where each token of the sentence looks in the picture."""
         answer = self._ask("attend", image_bytes=[image], text=[text])
         tokens = [token.decode("utf-8", "replace") for token in answer["tokens"][0]]
@@ -104,16 +120,29 @@ class Predictor:
 
     def _ask_batch(self, signature: str, batch: dict[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         values = dict(batch)
-        if "image_bytes" in values:
-            values["image_bytes"] = [read_image(image) for image in batch["image_bytes"]]
+        files = [self._files_of(images) for images in batch.get("image_bytes", ())]
+        contents = [[read_image(file) for file in row] for row in files]
+        if files and self.several:
+            longest = max(map(len, contents))
+            values["image_bytes"] = [row + [b""] * (longest - len(row)) for row in contents]
+        elif files:
+            values["image_bytes"] = [row[0] for row in contents]
         tensors = {name: tf.constant(list(value), tf.string) for name, value in values.items()}
         try:
             return {name: value.numpy() for name, value in self.functions[signature](**tensors).items()}
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            if "image_bytes" in values:
-                for image, content in zip(batch["image_bytes"], values["image_bytes"], strict=True):
-                    check_image(image, content)
+            for row, read in zip(files, contents, strict=True):
+                for file, content in zip(row, read, strict=True):
+                    check_image(file, content)
             raise ExportError("the model refused the input", where=self.name, found=str(error).splitlines()[0]) from error
+
+    def _files_of(self, images: Images) -> list[Image]:
+        if isinstance(images, str | Path | bytes):
+            return [images]
+        if not 1 <= len(images) <= (self.frames if self.several else 1):
+            room = f"1 to {self.frames} pictures" if self.several else "one picture, or one file with a clip"
+            raise DataError("another number of pictures than the model takes", where=self.name, expected=room, found=len(images))
+        return list(images)
 
     def _batches(self, inputs: dict[str, Sequence[Any]], count: int) -> Iterator[dict[str, Sequence[Any]]]:
         for start in range(0, count, self.batch_size):
@@ -137,7 +166,7 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
 
     path = Path(path)
     if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
-        from mmfusion.export.serving_functions import as_tf_function, serving_functions
+        from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
 
         run = load_run(path)
         signatures = serving_functions(
@@ -150,6 +179,8 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
             {name: as_tf_function(function) for name, function in signatures.items()},
             name=str(path),
             batch_size=batch_size,
+            frames=run.transform.frames,
+            several=takes_several(run.model),
         )
     if not (path / "saved_model.pb").is_file() or not (path / DESCRIPTION).is_file():
         raise ExportError(
@@ -166,7 +197,9 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     except Exception as error:
         raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
     functions = {name: function for name, function in loaded.signatures.items() if name != "serving_default"}
-    predictor = Predictor(functions, name=str(path), batch_size=batch_size)
+    described = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    frames, several = described.get("frames", 1), described.get("several_images", False)
+    predictor = Predictor(functions, name=str(path), batch_size=batch_size, frames=frames, several=several)
     predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
     return predictor
 

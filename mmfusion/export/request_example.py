@@ -17,9 +17,14 @@ import tensorflow_text  # noqa: F401  registers the tokenizer's operators
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def ask(model: Any, image_bytes: list[bytes], text: list[str], **more: np.ndarray) -> dict[str, np.ndarray]:
+def ask(model: Any, image_bytes: list[Any], text: list[str], **more: np.ndarray) -> dict[str, np.ndarray]:
     """Answers of all signatures whose inputs are given, as {"signature/output": array}."""
     answers = {}
+    inputs = [signature.structured_input_signature[1].get("image_bytes") for signature in model.signatures.values()]
+    if any(spec is not None and len(spec.shape) == 2 for spec in inputs):
+        # A model of several pictures: rows of files, empty where an example has fewer.
+        rows = [[row] if isinstance(row, bytes) else list(row) for row in image_bytes]
+        image_bytes = [row + [b""] * (max(map(len, rows)) - len(row)) for row in rows]
     values = {"image_bytes": tf.constant(image_bytes), "text": tf.constant(text)}
     values.update({name: tf.constant(value) for name, value in more.items()})
     for name, signature in sorted(model.signatures.items()):
@@ -37,8 +42,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--batch"]:
         request = np.load(arguments[1], allow_pickle=False)
         lengths, buffer = request["lengths"], request["bytes"].tobytes()
-        ends = np.cumsum(lengths)
-        images = [buffer[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        ends = np.cumsum(lengths).reshape(lengths.shape)
+        files = np.vectorize(lambda end, length: buffer[end - length : end], otypes=[object])
+        images = files(ends, lengths).tolist()
         more = {name: request[name] for name in request.files if name.startswith("token_")}
         answers = ask(model, images, [str(text) for text in request["text"]], **more)
         encoded: dict[str, Any] = {}
@@ -49,7 +55,7 @@ def main(arguments: list[str]) -> None:
         np.savez(arguments[2], **encoded)
         print(sorted(name.split(".")[0] for name in sys.modules if name in ("keras", "mmfusion")))
         return
-    picture = pathlib.Path(arguments[0]) if arguments else HERE / "picture.jpg"
+    picture = pathlib.Path(arguments[0]) if arguments else next(HERE.glob("picture.*"))
     sentence = arguments[1] if len(arguments) > 1 else "a colourful square"
     for key, value in ask(model, [picture.read_bytes()], [sentence]).items():
         print(f"{key:26} {value.shape!s:22} {value.ravel()[:4]}")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mmfusion.config import dump_recipe
 from mmfusion.errors import ExportError
-from mmfusion.export.serving_functions import serving_functions
+from mmfusion.export.serving_functions import serving_functions, takes_several
 from mmfusion.training import LoadedRun
 from mmfusion.version import __version__
 
@@ -94,6 +95,29 @@ def example_image(size: int = 96) -> bytes:
     return tf.io.encode_jpeg(tf.cast(tf.stack([red, green, blue], axis=-1), tf.uint8), quality=95).numpy()
 
 
+def example_clip(size: int = 96, frames: int = 6) -> bytes:
+    r"""A drawn moving picture as GIF bytes, as free as `example_image`.
+
+    Args:
+        size: Its side in pixels. Default 96.
+        frames: Its frames. Default 6.
+
+    Example:
+        >>> from mmfusion.export.saved_model import example_clip
+        >>> example_clip()[:3]
+        b'GIF'
+    """
+    import io
+
+    from PIL import Image
+
+    still = tf.io.decode_jpeg(example_image(size)).numpy()
+    pictures = [Image.fromarray(np.roll(still, step * size // 12, axis=1)) for step in range(frames)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=100)
+    return buffer.getvalue()
+
+
 def _named(function: Any, inputs: list[tf.TensorSpec]) -> Any:
     names = ", ".join(spec.name for spec in inputs)
     # SavedModel takes the request's keys from the parameters' names; the functions have them already.
@@ -111,6 +135,8 @@ def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "image_size": list(run.transform.size),
+        "frames": run.transform.frames,
+        "several_images": takes_several(run.model),
         "max_tokens": run.tokenizer.max_length,
         "grid": list(run.model.image_encoder.grid),
         "heads": list(run.model.heads),
@@ -128,7 +154,7 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
         f"# {run.recipe.name}",
         "",
         f"An image-text model of mmfusion {__version__}, {run.model.count_params():,} parameters, heads: "
-        f"{', '.join(run.model.heads)}. Pictures are seen at {run.transform.size[0]} x {run.transform.size[1]} "
+        f"{', '.join(run.model.heads)}. {_seen(run)} are seen at {run.transform.size[0]} x {run.transform.size[1]} "
         f"({data.resize}), sentences up to {run.tokenizer.max_length} tokens.",
         "",
         f"Trained on `{data.source}`{f' ({data.name})' if data.name else ''}, split `{data.train_split}`, by the recipe in "
@@ -138,7 +164,8 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
         "",
         *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
         "",
-        '`python examples/request.py picture.jpg "a sentence"` runs them with `tensorflow` and `tensorflow_text` alone',
+        f'`python examples/request.py {_picture_name(description)} "a sentence"` runs them with `tensorflow` and '
+        "`tensorflow_text` alone",
         "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
         "",
     ]
@@ -147,11 +174,23 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _seen(run: LoadedRun) -> str:
+    if takes_several(run.model):
+        return f"Up to {run.transform.frames} pictures an example (`image_bytes: string[B, N]`, empty where it has fewer)"
+    return "Pictures" if run.transform.frames == 1 else f"Clips (animated GIFs) of up to {run.transform.frames} frames"
+
+
+def _picture_name(description: dict[str, Any]) -> str:
+    return "picture.gif" if description["frames"] > 1 and not description["several_images"] else "picture.jpg"
+
+
 def _write_examples(folder: Path, description: dict[str, Any]) -> None:
     folder.mkdir()
-    picture = example_image()
-    (folder / "picture.jpg").write_bytes(picture)
-    values = {"image_bytes": {"b64": base64.b64encode(picture).decode()}, "text": "a colourful square"}
+    name = _picture_name(description)
+    picture = example_clip() if name.endswith("gif") else example_image()
+    (folder / name).write_bytes(picture)
+    encoded: Any = {"b64": base64.b64encode(picture).decode()}
+    values = {"image_bytes": [encoded] if description["several_images"] else encoded, "text": "a colourful square"}
     known = description["signatures"]
     name = next(name for name in ("caption", "encode_image", "match", *known) if name in known)
     request = {"signature_name": name, "instances": [{key: values[key] for key in known[name] if key in values}]}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mmfusion.data import ImageTransform
+from mmfusion.data import Clip, Transform
 from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
 
@@ -27,7 +27,7 @@ class ServingFunction(NamedTuple):
 def serving_functions(
     model: ImageTextModel,
     tokenizer: WordPieceTokenizer,
-    transform: ImageTransform,
+    transform: Transform,
     *,
     beam_size: int = 1,
     length_penalty: float = 1.0,
@@ -46,15 +46,21 @@ def serving_functions(
         min_tokens: Shortest caption in tokens. Default 0.
 
     Returns:
-        Signatures by name: ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match``, ``caption``, ``attend``.
+        Signatures by name: ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match``, ``caption``, ``attend``. A model of
+        several images takes ``image_bytes: string[B, N]``, empty where an example has fewer; all others ``string[B]``: a file
+        holds a clip's frames.
     """
 
-    def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-        spec = tf.TensorSpec((*transform.size, 3), tf.float32)
-        return tf.map_fn(transform, image_bytes, fn_output_signature=spec, parallel_iterations=16)
+    def pictures(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        image = tf.TensorSpec(transform.shape, tf.float32)
+        clip = Clip(image, tf.TensorSpec([transform.frames], tf.bool))
+        of_clips = transform.frames > 1
+        seen = tf.map_fn(transform, image_bytes, fn_output_signature=clip if of_clips else image, parallel_iterations=16)
+        return seen if of_clips else (seen, None)
 
     def encode_image(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"embedding": model.encode_image(pixels(image_bytes), training=False)}
+        images, mask = pictures(image_bytes)
+        return {"embedding": model.encode_image(images, training=False, image_mask=mask)}
 
     def encode_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = tokenizer(text)
@@ -75,11 +81,12 @@ def serving_functions(
 
     def match(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = tokenizer(text)
-        patches = model.image_encoder(pixels(image_bytes), training=False)
+        patches, patch_mask = model.encode_patches(*pictures(image_bytes), training=False)
         words = model.text_encoder(tokens.token_ids, token_mask=tokens.token_mask, training=False)
-        answer = {"score": tf.sigmoid(model.match_tokens(patches, words, tokens.token_mask, training=False))}
+        logits = model.match_tokens(patches, words, tokens.token_mask, training=False, patch_mask=patch_mask)
+        answer = {"score": tf.sigmoid(logits)}
         if model.contrastive_head is not None:
-            image = model.embed_patches(patches, training=False)
+            image = model.embed_patches(patches, training=False, patch_mask=patch_mask)
             sentence = model.encode_text(tokens.token_ids, tokens.token_mask, training=False, text=words)
             # Every score lies in [0, 1]: the cosine is moved there.
             answer["similarity"] = (1.0 + tf.reduce_sum(image * sentence, axis=-1)) / 2.0
@@ -87,7 +94,7 @@ def serving_functions(
 
     def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         output = model.caption(
-            pixels(image_bytes),
+            *pictures(image_bytes),
             beam_size=beam_size,
             length_penalty=length_penalty,
             max_tokens=max_tokens,
@@ -102,10 +109,11 @@ def serving_functions(
 
     def attend(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = tokenizer(text)
-        attention = model.attend(pixels(image_bytes), tokens.token_ids, tokens.token_mask)
+        images, mask = pictures(image_bytes)
+        attention = model.attend(images, tokens.token_ids, tokens.token_mask, image_mask=mask)
         return {"attention": tf.cast(attention, tf.float32), "tokens": tokenizer.id_to_token(tokens.token_ids)}
 
-    image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+    image_bytes = tf.TensorSpec([None, None] if takes_several(model) else [None], tf.string, name="image_bytes")
     text = tf.TensorSpec([None], tf.string, name="text")
     functions: dict[str, ServingFunction] = {}
     if model.contrastive_head is not None:
@@ -122,6 +130,11 @@ def serving_functions(
     if model.fusion is not None:
         functions["attend"] = ServingFunction(attend, [image_bytes, text])
     return functions
+
+
+def takes_several(model: ImageTextModel) -> bool:
+    """Whether an example of a model is several files, not one."""
+    return hasattr(model.image_encoder, "max_images")
 
 
 def as_tf_function(serving: ServingFunction) -> Any:

@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from mmfusion.errors import ExportError
 from mmfusion.export.predictor import read_image
-from mmfusion.export.saved_model import DESCRIPTION, REQUEST, example_image
-from mmfusion.export.serving_functions import as_tf_function, serving_functions
+from mmfusion.export.saved_model import DESCRIPTION, REQUEST, example_clip, example_image
+from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
 from mmfusion.training import LoadedRun
 
 
@@ -54,7 +54,7 @@ def verify_export(
     Args:
         export: The export's folder.
         run: The run that it was made from.
-        images: Pictures to ask about; default the drawn example picture, in several sizes.
+        images: Pictures, or clips, to ask about; default the drawn example picture, in several sizes.
         texts: Sentences to ask about, as many as pictures; default a few.
         tolerance: Largest absolute difference of numbers. Default 1e-4, or 2e-2 for a model in bfloat16.
 
@@ -72,7 +72,10 @@ def verify_export(
             found="no such folder" if not export.exists() else "a folder without them",
             fix="name a folder that `mmfusion export` made",
         )  # fmt: skip
-    contents = [read_image(image) for image in images] if images else [example_image(size) for size in (96, 64, 200)]
+    several = takes_several(run.model)
+    contents: list[Any] = [read_image(image) for image in images] if images else _examples(run)
+    if several and images:
+        contents = [[content] for content in contents]
     texts = list(texts or [])
     defaults = ("a colourful square", "A man, a plan: café!", "")
     sentences = [texts[i] if i < len(texts) else defaults[i % len(defaults)] for i in range(len(contents))]
@@ -89,14 +92,25 @@ def verify_export(
     return [_compare(name, expected[name], served[name], tolerance) for name in sorted(expected)]
 
 
+def _examples(run: LoadedRun) -> list[Any]:
+    sizes = (96, 64, 200)
+    if run.transform.frames == 1:
+        return [example_image(size) for size in sizes]
+    if not takes_several(run.model):
+        # A long clip, a short one and a still picture.
+        return [example_clip(96, 3 * run.transform.frames), example_clip(64, 2), example_image(200)]
+    rows = [[example_image(size)] * count for size, count in zip(sizes, (run.transform.frames, 1, 2), strict=True)]
+    return [row + [b""] * (run.transform.frames - len(row)) for row in rows]
+
+
 def _in_fresh_process(
-    export: Path, script: Path, contents: list[bytes], texts: list[str], token_inputs: dict[str, np.ndarray]
+    export: Path, script: Path, contents: list[Any], texts: list[str], token_inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npz"
         arrays: dict[str, Any] = {
-            "lengths": np.array([len(content) for content in contents]),
-            "bytes": np.frombuffer(b"".join(contents), np.uint8),
+            "lengths": np.array([len(row) if isinstance(row, bytes) else list(map(len, row)) for row in contents]),
+            "bytes": np.frombuffer(b"".join(row if isinstance(row, bytes) else b"".join(row) for row in contents), np.uint8),
             "text": np.array(texts),
             **token_inputs,
         }
@@ -118,7 +132,7 @@ def _in_fresh_process(
 
 
 def _in_this_process(
-    run: LoadedRun, contents: list[bytes], texts: list[str], token_inputs: dict[str, np.ndarray]
+    run: LoadedRun, contents: list[Any], texts: list[str], token_inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     functions = serving_functions(
         run.model,

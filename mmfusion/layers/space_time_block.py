@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ class SpaceTimeBlock(keras.layers.Layer):
         stochastic_depth: Rate of dropping whole branches. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         query_key_norm: See `Attention`. Default False.
+        attention_options: Further arguments of both `Attention`, such as ``{"logit_cap": 50.0}``. Default none.
 
     Call arguments:
         tokens: ``float[B, F · P, D]``, frame by frame.
@@ -70,6 +71,7 @@ class SpaceTimeBlock(keras.layers.Layer):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = None,
         query_key_norm: bool = False,
+        attention_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +87,7 @@ class SpaceTimeBlock(keras.layers.Layer):
         self.stochastic_depth = stochastic_depth
         self.layer_scale = layer_scale
         self.query_key_norm = query_key_norm
+        self.attention_options = dict(attention_options or {})
         self.supports_masking = True
         self.space_norm, self.time_norm, self.feed_forward_norm = (
             keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name=f"{name}_norm")
@@ -99,6 +102,7 @@ class SpaceTimeBlock(keras.layers.Layer):
                 query_key_norm=query_key_norm,
                 dtype=self.dtype_policy,
                 name=f"{name}_attention",
+                **self.attention_options,
             )
             for name in ("space", "time")
         )
@@ -172,7 +176,7 @@ class SpaceTimeBlock(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "num_frames", "num_heads", "mlp_ratio", "num_key_value_heads", "kernel", "dropout", "attention_dropout",
-            "stochastic_depth", "layer_scale", "query_key_norm",
+            "stochastic_depth", "layer_scale", "query_key_norm", "attention_options",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 

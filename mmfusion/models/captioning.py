@@ -31,6 +31,7 @@ class CaptionState(NamedTuple):
 def write_captions(
     model: ImageTextModel,
     patches: KerasTensor,
+    patch_mask: KerasTensor | None = None,
     *,
     beam_size: int = 1,
     length_penalty: float = 1.0,
@@ -42,6 +43,7 @@ def write_captions(
     Args:
         model: A model with a captioning head.
         patches: ``float[B, P, Di]``, as its fusion reads them.
+        patch_mask: ``bool[B, P]``, ``True`` = real patch. Default: all real.
         beam_size: 1 decodes greedily, more searches with so many beams. Default 1.
         length_penalty: Exponent of the length by which a beam's score is divided. Default 1.
         max_tokens: Most tokens to write, the end token included. Default: what the text encoder holds.
@@ -65,7 +67,8 @@ def write_captions(
     max_tokens = longest if max_tokens is None else max_tokens
     batch_size = ops.shape(patches)[0]
     state = CaptionState(
-        model.text_encoder.init_cache(batch_size, max_tokens), fusion.init_cache(batch_size, max_tokens, patches)
+        model.text_encoder.init_cache(batch_size, max_tokens),
+        fusion.init_cache(batch_size, max_tokens, patches, image_mask=patch_mask),
     )
     options = {
         "batch_size": batch_size,

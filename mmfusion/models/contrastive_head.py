@@ -151,6 +151,14 @@ class ContrastiveHead(keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+def mean_of_real(tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
+    """The mean of the real tokens of ``float[B, N, D]``, by ``bool[B, N]``: ``float[B, D]``, zeros where there is none."""
+    if mask is None:
+        return ops.mean(tokens, axis=1)
+    count = ops.maximum(ops.sum(ops.cast(mask, tokens.dtype), axis=1, keepdims=True), 1)
+    return ops.sum(without_masked(tokens, mask), axis=1) / count
+
+
 def _pooled(tokens: KerasTensor, mask: KerasTensor | None, pooling: str, pooler: AttentionPooling | None) -> KerasTensor:
     """``float[B, N, D]`` to ``float[B, D]``; zeros where an example has no real token."""
     if pooler is not None:
@@ -165,8 +173,7 @@ def _pooled(tokens: KerasTensor, mask: KerasTensor | None, pooling: str, pooler:
         places = ops.arange(length_of(tokens), dtype="int32")[None]
         last = ops.max(ops.where(mask, places, -1), axis=1, keepdims=True)
         return ops.sum(without_masked(real, places == last), axis=1)
-    count = ops.maximum(ops.sum(ops.cast(mask, tokens.dtype), axis=1, keepdims=True), 1)
-    return ops.sum(real, axis=1) / count
+    return mean_of_real(tokens, mask)
 
 
 def _unit_length(x: KerasTensor) -> KerasTensor:

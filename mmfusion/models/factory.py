@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from mmfusion.encoders import TextTransformer, VisionTransformer
+from mmfusion.encoders import MultiImageEncoder, TextTransformer, VideoTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import STYLES
 from mmfusion.layers import AttentionPooling, ModalityDropout
@@ -96,7 +96,7 @@ def build_model(
         "captioning": partial(CaptioningHead, start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids),
     }
     return ImageTextModel(
-        image_encoder=VisionTransformer(image_size=recipe.data.image_size, **image.options(), dtype=dtype, name="image_encoder"),
+        image_encoder=_image_encoder(recipe, dtype),
         text_encoder=TextTransformer(
             vocabulary_size=vocabulary_size,
             max_length=recipe.text.max_tokens,
@@ -146,4 +146,25 @@ def model_from_preset(
         mask_id=mask_id,
         forbidden_ids=forbidden_ids,
         dtype=dtype,
+    )
+
+
+def _image_encoder(recipe: Recipe, dtype: str | keras.DTypePolicy) -> VisionTransformer | VideoTransformer | MultiImageEncoder:
+    data, image = recipe.data, recipe.model.image_encoder
+    options = {"image_size": data.image_size, **image.options(), "dtype": dtype}
+    if image.kind == "video":
+        options.pop("positions")
+        return VideoTransformer(**options, num_frames=data.frames, **image.clip_options(), name="image_encoder")
+    if image.kind == "vit":
+        return VisionTransformer(**options, name="image_encoder")
+    return MultiImageEncoder(
+        encoder=VisionTransformer(**options, name="each_image"),
+        max_images=data.frames,
+        num_heads=image.num_heads,
+        mlp_ratio=image.mlp_ratio,
+        dropout=image.dropout,
+        kernel=image.kernel,
+        **image.clip_options(),
+        dtype=dtype,
+        name="image_encoder",
     )

@@ -24,9 +24,13 @@ def fusion_of(model: ImageTextModel) -> Fusion:
     return model.fusion
 
 
-def image_read(model: ImageTextModel, patches: KerasTensor, training: bool | None = False) -> KerasTensor:
-    """The image as the fusion reads it: its patches ``float[B, P, Di]``, or what is pooled of them."""
-    return patches if model.image_pooling is None else model.image_pooling(patches, training=training)
+def image_read(
+    model: ImageTextModel, patches: KerasTensor, patch_mask: KerasTensor | None = None, training: bool | None = False
+) -> tuple[KerasTensor, KerasTensor | None]:
+    """The image as the fusion reads it, and its mask: its patches ``float[B, P, Di]``, or what is pooled of them (all real)."""
+    if model.image_pooling is None:
+        return patches, patch_mask
+    return model.image_pooling(patches, patch_mask, training=training), None
 
 
 def fuse(
@@ -35,6 +39,7 @@ def fuse(
     patches: KerasTensor,
     token_mask: KerasTensor | None,
     *,
+    patch_mask: KerasTensor | None = None,
     causal: bool = False,
     return_scores: bool = False,
     training: bool | None = None,
@@ -46,6 +51,7 @@ def fuse(
         text: ``float[B, T, D]``.
         patches: ``float[B, P, Di]``.
         token_mask: ``bool[B, T]``, ``True`` = real token, or None.
+        patch_mask: ``bool[B, P]``, ``True`` = real patch. Default: all real.
         causal: Whether a text token sees only the text up to itself. Default False.
         return_scores: Whether to return where each token looked, ``float32[B, layers, heads, T, P]``. Default False.
         training: Whether dropout is active.
@@ -55,11 +61,13 @@ def fuse(
     """
     fusion, image_mask, pooled = fusion_of(model), None, None
     if model.image_pooling is not None and return_scores:
-        image, pooled, _ = model.image_pooling(patches, return_scores=True, training=training)
+        image, pooled, _ = model.image_pooling(patches, patch_mask, return_scores=True, training=training)
     else:
-        image = image_read(model, patches, training)
+        image, image_mask = image_read(model, patches, patch_mask, training)
     if model.modality_dropout is not None:
-        token_mask, image_mask = model.modality_dropout(text, image, text_mask=token_mask, training=training)
+        token_mask, image_mask = model.modality_dropout(
+            text, image, text_mask=token_mask, image_mask=image_mask, training=training
+        )
     output = fusion(
         text,
         image,

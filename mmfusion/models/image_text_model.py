@@ -16,7 +16,7 @@ from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.composition import HEADS, check_composition
-from mmfusion.models.contrastive_head import ContrastiveHead
+from mmfusion.models.contrastive_head import ContrastiveHead, mean_of_real
 from mmfusion.models.fusing import fuse, fusion_of, image_read
 from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching_head import MatchingHead
@@ -36,7 +36,9 @@ class ImageTextModel(keras.Model):
     A head that is None is left out, with its methods.
 
     Args:
-        image_encoder: A layer from ``float[B, H, W, 3]`` to ``float[B, P, Di]`` with ``image_size``, ``grid`` and ``dim``.
+        image_encoder: A layer from ``float[B, H, W, 3]`` to ``float[B, P, Di]`` with ``image_size``, ``grid`` and ``dim``; or one
+            of clips or several images, ``float[B, F, H, W, 3]``, with ``images_shape`` and ``token_mask`` too
+            (`mmfusion.encoders.VideoTransformer`, `MultiImageEncoder`).
         text_encoder: A layer with the contract of `TextTransformer`.
         fusion: A `Fusion`; needed by all heads but the contrastive one.
         contrastive_head: A `ContrastiveHead`, or None.
@@ -54,7 +56,7 @@ class ImageTextModel(keras.Model):
 
     Call arguments:
         inputs: A dictionary with ``image`` (``float[B, H, W, 3]``), ``token_ids`` (``int[B, T]``) and ``token_mask``
-            (``bool[B, T]``, ``True`` = real token).
+            (``bool[B, T]``, ``True`` = real token); of clips, ``image_mask`` (``bool[B, F]``, ``True`` = real picture).
         training: Whether dropout is active.
 
     Returns:
@@ -177,17 +179,34 @@ class ImageTextModel(keras.Model):
         """The names of the heads that this model has."""
         return tuple(name for name in HEADS if getattr(self, f"{name}_head") is not None)
 
-    def encode_image(self, images: KerasTensor, training: bool | None = None) -> KerasTensor:
+    def encode_patches(
+        self, images: KerasTensor, image_mask: KerasTensor | None = None, training: bool | None = None
+    ) -> tuple[KerasTensor, KerasTensor | None]:
+        """Patches ``float[B, P, Di]`` and which are real, ``bool[B, P]``; None where no `image_mask`, ``bool[B, F]``, says it."""
+        if image_mask is None:
+            return self.image_encoder(images, training=training), None
+        patches = self.image_encoder(images, image_mask=image_mask, training=training)
+        return patches, self.image_encoder.token_mask(image_mask)
+
+    def encode_image(
+        self, images: KerasTensor, training: bool | None = None, image_mask: KerasTensor | None = None
+    ) -> KerasTensor:
         """``float[B, H, W, 3]`` to unit-length ``float32[B, E]``."""
         self.head("contrastive")
-        return self.embed_patches(self.image_encoder(images, training=training), training=training)
+        patches, patch_mask = self.encode_patches(images, image_mask, training=training)
+        return self.embed_patches(patches, training=training, patch_mask=patch_mask)
 
-    def embed_patches(self, patches: KerasTensor, training: bool | None = None) -> KerasTensor:
+    def embed_patches(
+        self, patches: KerasTensor, training: bool | None = None, patch_mask: KerasTensor | None = None
+    ) -> KerasTensor:
         """As `encode_image`, from encoded patches ``float[B, P, Di]``."""
         head = self.head("contrastive")
         if self.contrastive_tokens == "fusion":
-            patches = fusion_of(self).image_tokens(image_read(self, patches, training), training=training)
-        return head.embed_image(patches)
+            image, mask = image_read(self, patches, patch_mask, training)
+            patches = fusion_of(self).image_tokens(image, image_mask=mask, training=training)
+            # What a fusion holds of the image instead of its patches (queries, latents) is all real.
+            patch_mask = mask if patches is image else None
+        return head.embed_image(patches, patch_mask)
 
     def encode_text(
         self,
@@ -208,12 +227,13 @@ class ImageTextModel(keras.Model):
         token_ids: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
+        image_mask: KerasTensor | None = None,
     ) -> KerasTensor:
         """Logits ``float32[B]`` that text b describes image b; their sigmoid is the probability."""
         self.head("matching")
-        patches = self.image_encoder(images, training=training)
+        patches, patch_mask = self.encode_patches(images, image_mask, training=training)
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
-        return self.match_tokens(patches, text, token_mask, training=training)
+        return self.match_tokens(patches, text, token_mask, training=training, patch_mask=patch_mask)
 
     def match_tokens(
         self,
@@ -221,12 +241,17 @@ class ImageTextModel(keras.Model):
         text: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
+        patch_mask: KerasTensor | None = None,
     ) -> KerasTensor:
         """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
-        head, fused = self.head("matching"), fuse(self, text, patches, token_mask, training=training)
+        head = self.head("matching")
+        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training)
+        image: Any = fused.image
+        # Queries and latents are all real.
+        mask = patch_mask if image is not None and image.shape[1] == patches.shape[1] else None
         if self.matching_tokens == "image":
-            return head(ops.mean(fused.image, axis=1, keepdims=True))
-        return head(fused.text, image=fused.image)
+            return head(mean_of_real(image, mask)[:, None])
+        return head(fused.text, image=image, image_mask=mask)
 
     def masked_language_logits(
         self,
@@ -234,11 +259,13 @@ class ImageTextModel(keras.Model):
         token_ids: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
+        patch_mask: KerasTensor | None = None,
     ) -> KerasTensor:
         """``float[B, T, V]``: at position t the scores of what stands there, given the image and the text with hidden tokens."""
         head = self.head("masked_language")
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
-        return self.text_encoder.logits(head(fuse(self, text, patches, token_mask, training=training).text))
+        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training)
+        return self.text_encoder.logits(head(fused.text))
 
     def caption_logits(
         self,
@@ -247,6 +274,7 @@ class ImageTextModel(keras.Model):
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
         return_scores: bool = False,
+        patch_mask: KerasTensor | None = None,
     ) -> KerasTensor | tuple[KerasTensor, KerasTensor]:
         """``float[B, T, V]``: at position t the scores of token t + 1, given the image and tokens up to t.
 
@@ -254,15 +282,17 @@ class ImageTextModel(keras.Model):
         """
         head = self.head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
-        fused = fuse(self, text, patches, token_mask, causal=True, return_scores=return_scores, training=training)
+        options: dict[str, Any] = {"causal": True, "return_scores": return_scores, "training": training}
+        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
         logits = self.text_encoder.logits(head(fused.text))
         return (logits, fused.scores) if return_scores else logits
 
-    def caption(self, images: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
+    def caption(self, images: KerasTensor, image_mask: KerasTensor | None = None, **options: Any) -> DecodeOutput | BeamOutput:
         """Writes captions, with a cache, in graph.
 
         Args:
             images: ``float[B, H, W, 3]``.
+            image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
             **options: ``beam_size``, ``length_penalty``, ``max_tokens`` and ``min_tokens`` as in `write_captions`; by default
                 it decodes greedily, as long as the text encoder holds.
 
@@ -270,12 +300,15 @@ class ImageTextModel(keras.Model):
             `DecodeOutput`, or `BeamOutput`, best beam first, where ``beam_size`` is more than 1.
         """
         self.head("captioning")
-        return self.caption_patches(self.image_encoder(images, training=False), **options)
+        patches, patch_mask = self.encode_patches(images, image_mask, training=False)
+        return self.caption_patches(patches, patch_mask, **options)
 
-    def caption_patches(self, patches: KerasTensor, **options: Any) -> DecodeOutput | BeamOutput:
+    def caption_patches(
+        self, patches: KerasTensor, patch_mask: KerasTensor | None = None, **options: Any
+    ) -> DecodeOutput | BeamOutput:
         """As `caption`, from encoded patches ``float[B, P, Di]``."""
         self.head("captioning")
-        return write_captions(self, image_read(self, patches), **options)
+        return write_captions(self, *image_read(self, patches, patch_mask), **options)
 
     def caption_step(self, token_ids: KerasTensor, state: CaptionState) -> tuple[KerasTensor, CaptionState]:
         """One step of decoding: ``int[N]`` and a state to ``float[N, V]`` and the next state."""
@@ -291,8 +324,11 @@ class ImageTextModel(keras.Model):
         token_ids: KerasTensor,
         token_mask: KerasTensor | None = None,
         causal: bool | None = None,
+        image_mask: KerasTensor | None = None,
     ) -> KerasTensor:
         """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1.
+
+        Of clips and several images ``[B, layers, heads, T, frames, rows, cols]``: the map of a word is over all its pictures.
 
         Args:
             images: ``float[B, H, W, 3]``.
@@ -300,31 +336,34 @@ class ImageTextModel(keras.Model):
             token_mask: ``bool[B, T]``, ``True`` = real token. Default: all real.
             causal: Whether the text is read left to right, as when it is written. Default: if no head but the captioning one
                 reads fused text, since the weights then know no other reading.
+            image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
         """
         if causal is None:
             causal = self.captioning_head is not None and self.matching_head is None and self.masked_language_head is None
-        patches = self.image_encoder(images, training=False)
+        patches, patch_mask = self.encode_patches(images, image_mask, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
-        scores = fuse(self, text, patches, token_mask, causal=causal, return_scores=True, training=False).scores
+        options: dict[str, Any] = {"causal": causal, "return_scores": True, "training": False}
+        scores = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options).scores
         return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:
         """Runs every head; see the class."""
         token_ids, token_mask = inputs["token_ids"], inputs.get("token_mask")
-        patches = self.image_encoder(inputs["image"], training=training)
+        patches, patch_mask = self.encode_patches(inputs["image"], inputs.get("image_mask"), training=training)
+        both: dict[str, Any] = {"training": training, "patch_mask": patch_mask}
         outputs: dict[str, KerasTensor] = {}
         text = None
         if self.matching_head is not None:
             text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
         if self.contrastive_head is not None:
-            outputs["image_embedding"] = self.embed_patches(patches, training=training)
+            outputs["image_embedding"] = self.embed_patches(patches, **both)
             outputs["text_embedding"] = self.encode_text(token_ids, token_mask, training=training, text=text)
         if self.matching_head is not None:
-            outputs["match_logits"] = self.match_tokens(patches, text, token_mask, training=training)
+            outputs["match_logits"] = self.match_tokens(patches, text, token_mask, **both)
         if self.masked_language_head is not None:
-            outputs["masked_language_logits"] = self.masked_language_logits(patches, token_ids, token_mask, training=training)
+            outputs["masked_language_logits"] = self.masked_language_logits(patches, token_ids, token_mask, **both)
         if self.captioning_head is not None:
-            outputs["caption_logits"] = self.caption_logits(patches, token_ids, token_mask, training=training)
+            outputs["caption_logits"] = self.caption_logits(patches, token_ids, token_mask, **both)
         return outputs
 
     def export(self, *arguments: Any, **options: Any) -> None:

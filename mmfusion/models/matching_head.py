@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.models.contrastive_head import mean_of_real
+
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class MatchingHead(keras.layers.Layer):
@@ -21,6 +23,7 @@ class MatchingHead(keras.layers.Layer):
     Call arguments:
         tokens: ``float[B, T, D]``, the text tokens after fusion; the first one ([CLS]) carries the answer.
         image: ``float[B, N, Di]``, the image tokens after fusion. Default: not read; a head is built for one or the other.
+        image_mask: ``bool[B, N]``, ``True`` = real; its mean is over these. Default: all real.
 
     Returns:
         ``float32[B]``, a logit: its sigmoid is the probability of a match.
@@ -55,9 +58,9 @@ class MatchingHead(keras.layers.Layer):
     def compute_mask(self, *arguments: Any, **options: Any) -> None:
         """The result has no tokens, so no mask."""
 
-    def call(self, tokens: KerasTensor, image: KerasTensor | None = None) -> KerasTensor:
+    def call(self, tokens: KerasTensor, image: KerasTensor | None = None, image_mask: KerasTensor | None = None) -> KerasTensor:
         """Scores the pairs; see the class."""
         pooled = self.transform(tokens[:, 0])
         if self.image_transform is not None:
-            pooled = pooled * self.image_transform(ops.mean(image, axis=1))
+            pooled = pooled * self.image_transform(mean_of_real(image, image_mask))
         return ops.squeeze(self.output_dense(pooled), axis=-1)

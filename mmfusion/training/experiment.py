@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from mmfusion.data import Example, ImageTransform, Source, open_source
+from mmfusion.data import ClipTransform, Example, ImageTransform, Source, Transform, open_source
 from mmfusion.errors import CheckpointError, DataError
 from mmfusion.models import ImageTextModel, build_model
 from mmfusion.text import WordPieceTokenizer, read_vocabulary, train_vocabulary, write_vocabulary
@@ -34,7 +34,7 @@ class LoadedRun:
     recipe: Recipe
     model: ImageTextModel
     tokenizer: WordPieceTokenizer
-    transform: ImageTransform
+    transform: Transform
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -63,12 +63,13 @@ def load_run(path: str | Path) -> LoadedRun:
     return LoadedRun(folder, recipe, model, tokenizer, image_transform(recipe))
 
 
-def _check_fit(folder: RunFolder, model: ImageTextModel, tokenizer: WordPieceTokenizer, transform: ImageTransform) -> None:
+def _check_fit(folder: RunFolder, model: ImageTextModel, tokenizer: WordPieceTokenizer, transform: Transform) -> None:
     text, image = model.text_encoder, model.image_encoder
     for what, path, expected, found in (
         ("vocabulary", folder.vocabulary, text.vocabulary_size, tokenizer.vocabulary_size),
         ("text.max_tokens", folder.recipe, text.max_length, tokenizer.max_length),
         ("data.image_size", folder.recipe, tuple(image.image_size), tuple(transform.size)),
+        ("data.frames", folder.recipe, image.images_shape[1] if len(image.images_shape) == 5 else 1, transform.frames),
     ):
         if expected != found:
             raise CheckpointError(
@@ -112,10 +113,11 @@ def _texts_of(example: Example) -> tuple[str, ...]:
     return example.captions if example.source_text is None else (example.source_text, *example.captions)
 
 
-def image_transform(recipe: Recipe) -> ImageTransform:
+def image_transform(recipe: Recipe) -> Transform:
     """From image files to the model's pixels, as the recipe says."""
     data = recipe.data
-    return ImageTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)
+    image = ImageTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)
+    return image if data.frames == 1 else ClipTransform(image, frames=data.frames, sampling=data.frame_sampling)
 
 
 def examples_of(source: Source, split: str) -> list:

@@ -29,7 +29,7 @@ class ForwardPass:
     Args:
         model: The model.
         batch: ``image`` (``float[b, H, W, 3]``), ``token_ids`` (``int[b, T]``), ``token_mask`` (``bool[b, T]``) and
-            ``image_id`` (``int[b]``): this replica's rows.
+            ``image_id`` (``int[b]``), of clips ``image_mask`` (``bool[b, F]``): this replica's rows.
         training: Whether dropout is active.
         teacher: The model's momentum copy, where the training distils one. Default: none.
 
@@ -75,9 +75,18 @@ class ForwardPass:
         return self.model.contrastive_head
 
     @_computed_once
+    def _image(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+        return self.model.encode_patches(self.batch["image"], self.batch.get("image_mask"), training=self.training)
+
+    @property
     def patches(self) -> tf.Tensor:
         """``float[b, P, Di]``."""
-        return self.model.image_encoder(self.batch["image"], training=self.training)
+        return self._image[0]
+
+    @property
+    def patch_mask(self) -> tf.Tensor | None:
+        """``bool[b, P]``, ``True`` = real patch; None where all are, as those of single pictures."""
+        return self._image[1]
 
     @_computed_once
     def text(self) -> tf.Tensor:
@@ -87,7 +96,7 @@ class ForwardPass:
     @_computed_once
     def image_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
-        return self.model.embed_patches(self.patches, training=self.training)
+        return self.model.embed_patches(self.patches, training=self.training, patch_mask=self.patch_mask)
 
     @_computed_once
     def text_embedding(self) -> tf.Tensor:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from mmfusion.config import CAPTION_FIGURES
-from mmfusion.data import ImageTransform, Quarantine, Source, build_train_dataset, steps_per_epoch
+from mmfusion.data import Quarantine, Source, Transform, build_train_dataset, steps_per_epoch
 from mmfusion.errors import ConfigError
 from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.evaluation.figures import draw_learning_curves
@@ -206,7 +206,7 @@ def train(recipe: Recipe, folder: str | Path) -> TrainResult:
     )
 
 
-def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: ImageTransform) -> Any:
+def validator(recipe: Recipe, trainer: Trainer, source: Source, tokenizer: WordPieceTokenizer, transform: Transform) -> Any:
     """A function that says the figures of the validation split, named ``val_…``."""
     model: ImageTextModel = trainer.model
     evaluator = Evaluator(

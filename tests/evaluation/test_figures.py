@@ -13,7 +13,7 @@ import pytest
 
 from mmfusion.errors import DataError
 from mmfusion.evaluation import draw_captions, draw_learning_curves, draw_retrieval
-from mmfusion.evaluation.drawing import RIGHT, as_pixels, displayable, new_figure, wrap_text
+from mmfusion.evaluation.drawing import RIGHT, as_pixels, contact_sheet, displayable, new_figure, wrap_text
 
 ODD = (
     "costs $5 or $6 \U0001f469\U0001f3fd\u200d\U0001f9b1 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 "
@@ -201,3 +201,14 @@ def test_figures_leave_no_global_state() -> None:
     draw_captions([picture(0)], ["a"])
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_a_contact_sheet_keeps_the_order_of_frames() -> None:
+    frames = np.stack([np.full((24, 48, 3), 10 * (index + 1), np.uint8) for index in range(5)])
+    sheet = contact_sheet(frames)
+    assert sheet.shape == (2 * 24 + 1, 3 * 48 + 2, 3)
+    centres = [[int(sheet[12 + 25 * row, 24 + 49 * column, 0]) for column in range(3)] for row in range(2)]
+    assert centres == [[10, 20, 30], [40, 50, 255]]
+    assert (sheet[24] == 255).all() and (sheet[:24, 48] == 255).all()
+    assert contact_sheet(frames, columns=9).shape == (24, 5 * 48 + 4, 3)
+    np.testing.assert_array_equal(contact_sheet(frames[:1]), frames[0])

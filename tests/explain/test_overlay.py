@@ -121,3 +121,22 @@ def test_odd_images_and_odd_words(tmp_path: Path, shape: tuple[int, int]) -> Non
 def test_errors(image: np.ndarray, attention: np.ndarray, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         draw_attention_overlay(**{"image": image, "attention": attention, "tokens": TOKENS, **options})
+
+
+def test_a_clip_is_a_strip_and_heat_lies_over_the_right_frame(tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
+    attention = np.zeros((1, 2, 3, 2, 3, 4), np.float32)  # two tubelets of two frames each
+    attention[:, :, 0, 0, 1, 2] = attention[:, :, 1, 1, 2, 0] = attention[:, :, 2, 1, 0, 3] = 1.0
+    figure = draw_attention_overlay(clip, attention, ["dog", "moves", "left"], tmp_path / "strip.png")
+    assert [axes.get_label() for axes in figure.axes] == ["image", "dog", "moves", "left"]
+    for axes, (tubelet, row, column) in zip(figure.axes[1:], [(0, 1, 2), (1, 2, 0), (1, 0, 3)], strict=True):
+        base, heat = (np.asarray(image.get_array()) for image in axes.images)
+        np.testing.assert_array_equal(base, np.concatenate(clip, axis=1))
+        assert heat.shape == (30, 160)
+        frames = heat.reshape(30, 4, 40).transpose(1, 0, 2)
+        assert (frames.max((1, 2)) > 0.85).tolist() == [frame // 2 == tubelet for frame in range(4)]
+        for frame in frames[2 * tubelet : 2 * tubelet + 2]:
+            place = np.unravel_index(frame.argmax(), frame.shape)
+            assert (place[0] // 10, place[1] // 10) == (row, column)
+    with pytest.raises(DataError, match="frames and attention differ in number.*multiple of 2, found 3"):
+        draw_attention_overlay(clip[:3], attention, ["dog", "moves", "left"])

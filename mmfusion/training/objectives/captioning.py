@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from mmfusion.losses import attention_coverage, captioning_loss
@@ -57,7 +59,7 @@ class CaptioningObjective:
         )
 
     def _logits(self, forward: ForwardPass, token_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        model, training = forward.model, forward.training
-        if not (training and self.attention_coverage):
-            return model.caption_logits(forward.patches, token_ids, mask, training=training), None
-        return model.caption_logits(forward.patches, token_ids, mask, training=training, return_scores=True)
+        options: dict[str, Any] = {"training": forward.training, "patch_mask": forward.patch_mask}
+        if not (forward.training and self.attention_coverage):
+            return forward.model.caption_logits(forward.patches, token_ids, mask, **options), None
+        return forward.model.caption_logits(forward.patches, token_ids, mask, **options, return_scores=True)

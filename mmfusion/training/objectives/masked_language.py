@@ -71,12 +71,16 @@ class MaskedLanguageObjective:
         """Computes the term for one batch."""
         targets, mask = forward.batch["token_ids"], forward.batch["token_mask"]
         masked = self._masked(forward)
-        logits = forward.model.masked_language_logits(forward.patches, masked.token_ids, mask, training=forward.training)
+        logits = forward.model.masked_language_logits(
+            forward.patches, masked.token_ids, mask, training=forward.training, patch_mask=forward.patch_mask
+        )
         # Regularisers and the teacher have no place in the figure by which models are compared.
         options = {"z_loss": self.z_loss} if forward.training else {}
         if forward.training and forward.teacher is not None:
             momentum = forward.momentum
-            guesses = momentum.model.masked_language_logits(momentum.patches, masked.token_ids, mask, training=False)
+            guesses = momentum.model.masked_language_logits(
+                momentum.patches, masked.token_ids, mask, training=False, patch_mask=momentum.patch_mask
+            )
             options.update(teacher_logits=guesses, alpha=forward.teacher.share())
         loss = masked_language_loss(logits, targets, masked.chosen, **options)
         count = tf.reduce_sum(loss.tokens)

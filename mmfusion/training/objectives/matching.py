@@ -52,7 +52,11 @@ class MatchingObjective:
         patches = tf.concat([forward.patches, images, forward.patches], axis=0)
         text = tf.concat([forward.text, forward.text, texts], axis=0)
         mask = tf.concat([batch["token_mask"], batch["token_mask"], text_mask], axis=0)
-        logits = forward.model.match_tokens(patches, text, mask, training=forward.training)
+        patch_mask = forward.patch_mask
+        if patch_mask is not None:
+            others = tf.gather(gather(patch_mask), negatives.image_index)
+            patch_mask = tf.concat([patch_mask, others, patch_mask], axis=0)
+        logits = forward.model.match_tokens(patches, text, mask, training=forward.training, patch_mask=patch_mask)
         labels = tf.concat([tf.ones(size), tf.zeros(2 * size)], axis=0)
         valid = tf.concat([tf.ones(size, tf.bool), negatives.valid, negatives.valid], axis=0)
         count = tf.reduce_sum(tf.cast(valid, tf.float32))
