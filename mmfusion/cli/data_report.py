@@ -54,8 +54,8 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     if source.endswith((".yaml", ".yml")):
         data = load_recipe(source, overrides).data
     else:
-        content = {"name": "check", "data": {**source_settings(source), "validation_share": 0}}
-        data = recipe_from_dict(content, where="the command line").data
+        recipe = {"name": "check", "data": {**source_settings(source), "validation_share": 0}}
+        data = recipe_from_dict(recipe, where="the command line").data
         # However many pictures a row has: nobody has said yet how many there may be.
         data = data.model_copy(update={"frames": MOST_FRAMES})
     console = Console(stderr=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from mmfusion.data import ImageTransform, Quarantine, Source, build_eval_images
+from mmfusion.data import Quarantine, Source, Transform, build_eval_images
 from mmfusion.evaluation.diagnostic_figures import draw_diagnostics
 from mmfusion.text import WordPieceTokenizer
 from mmfusion.training.callbacks.diagnostics import Diagnostics, Probe
@@ -24,7 +24,7 @@ def build_diagnostics(
     trainer: Trainer,
     source: Source,
     tokenizer: WordPieceTokenizer,
-    transform: ImageTransform,
+    transform: Transform,
     run: RunFolder,
     log: Callable[[str, dict[str, Any]], None],
 ) -> Diagnostics | None:
@@ -54,7 +54,7 @@ def build_diagnostics(
 
 
 def fixed_batch(
-    source: Source, split: str, tokenizer: WordPieceTokenizer, transform: ImageTransform, size: int
+    source: Source, split: str, tokenizer: WordPieceTokenizer, transform: Transform, size: int
 ) -> dict[str, tf.Tensor]:
     """The first images of a split that can be read, each with its first caption.
 

@@ -23,7 +23,7 @@ class AttentionProbe:
     Args:
         model: The model, built.
         inputs: A fixed batch: what the model takes; of an `ImageTextModel` a dictionary with ``image``, ``token_ids`` and
-            ``token_mask``.
+            ``token_mask``, of clips ``image_mask``.
 
     Returns:
         Calling it returns ``{stream: {"layers": [names], "entropy": [[H numbers] a layer], "rank": …, "stable_rank": …}}``.
@@ -57,15 +57,16 @@ def _image_text_records(model: ImageTextModel, batch: dict[str, Any]) -> dict[st
     ids, mask = batch["token_ids"], batch["token_mask"]
     image, text = attention_layers(model.image_encoder), attention_layers(model.text_encoder)
     with capture_attention(image) as image_records:
-        patches = model.image_encoder(batch["image"], training=False)
+        patches, patch_mask = model.encode_patches(batch["image"], batch.get("image_mask"), training=False)
+    options = {"training": False, "patch_mask": patch_mask}
     with capture_attention(text) as text_records, capture_attention([model.fusion] if model.fusion else []) as fusion_records:
         # One reading of the text: the one that most of its heads share.
         if model.matching_head is not None:
-            model.match_tokens(patches, model.text_encoder(ids, token_mask=mask, training=False), mask, training=False)
+            model.match_tokens(patches, model.text_encoder(ids, token_mask=mask, training=False), mask, **options)
         elif getattr(model, "masked_language_head", None) is not None:
-            model.masked_language_logits(patches, ids, mask, training=False)
+            model.masked_language_logits(patches, ids, mask, **options)
         elif model.captioning_head is not None:
-            model.caption_logits(patches, ids, mask, training=False)
+            model.caption_logits(patches, ids, mask, **options)
         else:
             model.encode_text(ids, mask, training=False)
     layers = [

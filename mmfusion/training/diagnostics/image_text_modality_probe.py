@@ -29,7 +29,8 @@ class ImageTextModalityProbe:
     def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
         """Measures; see the class."""
         model, ids, mask = self.model, self.batch["token_ids"], self.batch["token_mask"]
-        patches = model.image_encoder(self.batch["image"], training=False)
+        patches, patch_mask = model.encode_patches(self.batch["image"], self.batch.get("image_mask"), training=False)
+        masks = {} if patch_mask is None else {"image": patch_mask}
         report: dict[str, dict[str, dict[str, float]]] = {}
         for head, output in _OUTPUTS.items():
             if head in model.heads:
@@ -39,27 +40,33 @@ class ImageTextModalityProbe:
                 text = model.text_encoder(read_ids, token_mask=read_mask, causal=causal, training=False)
 
                 def ask(streams: dict[str, tf.Tensor], output: Any = output) -> tf.Tensor:
-                    return output(model, streams["image"], streams["text"], ids, mask)
+                    return output(model, streams["image"], patch_mask, streams["text"], ids, mask)
 
-                report |= ModalityProbe({head: ask}, {"image": patches, "text": text}, {"text": read_mask})()
+                report |= ModalityProbe({head: ask}, {"image": patches, "text": text}, {"text": read_mask, **masks})()
         return report
 
 
-def _contrastive(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+def _contrastive(
+    model: ImageTextModel, image: tf.Tensor, real: tf.Tensor | None, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
     embedded = model.encode_text(ids, mask, training=False, text=text)
-    return tf.reduce_sum(model.embed_patches(image, training=False) * embedded, axis=-1)
+    return tf.reduce_sum(model.embed_patches(image, training=False, patch_mask=real) * embedded, axis=-1)
 
 
-def _matching(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    return model.match_tokens(image, text, mask, training=False)
+def _matching(
+    model: ImageTextModel, image: tf.Tensor, real: tf.Tensor | None, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
+    return model.match_tokens(image, text, mask, training=False, patch_mask=real)
 
 
-def _captioning(model: ImageTextModel, image: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+def _captioning(
+    model: ImageTextModel, image: tf.Tensor, real: tf.Tensor | None, text: tf.Tensor, ids: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
     with _reading(model.text_encoder, text):
-        logits = tf.cast(model.caption_logits(image, ids[:, :-1], mask[:, :-1], training=False), tf.float32)
-    targets, real = ids[:, 1:], tf.cast(mask[:, 1:], tf.float32)
+        logits = tf.cast(model.caption_logits(image, ids[:, :-1], mask[:, :-1], training=False, patch_mask=real), tf.float32)
+    targets, counted = ids[:, 1:], tf.cast(mask[:, 1:], tf.float32)
     said = tf.gather(tf.nn.log_softmax(logits), targets, batch_dims=2)
-    return tf.reduce_sum(said * real, axis=-1) / tf.maximum(tf.reduce_sum(real, axis=-1), 1.0)
+    return tf.reduce_sum(said * counted, axis=-1) / tf.maximum(tf.reduce_sum(counted, axis=-1), 1.0)
 
 
 @contextmanager
