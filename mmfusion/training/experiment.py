@@ -69,7 +69,7 @@ def _check_fit(folder: RunFolder, model: ImageTextModel, tokenizer: WordPieceTok
         ("vocabulary", folder.vocabulary, text.vocabulary_size, tokenizer.vocabulary_size),
         ("text.max_tokens", folder.recipe, text.max_length, tokenizer.max_length),
         ("data.image_size", folder.recipe, tuple(image.image_size), tuple(transform.size)),
-        ("data.frames", folder.recipe, image.images_shape[1] if len(image.images_shape) == 5 else 1, transform.frames),
+        ("data.frames", folder.recipe, getattr(image, "num_frames", getattr(image, "max_images", 1)), transform.frames),
     ):
         if expected != found:
             raise CheckpointError(
