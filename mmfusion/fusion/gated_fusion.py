@@ -201,7 +201,7 @@ class GatedFusion(Fusion):
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
-        options = {"num_heads": self.num_heads, "kernel": self.kernel}
+        options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         cost = attention_cost(text_length, image_length, self.dim, context_dim=self.image_dim, **options)
         cost = cost + feed_forward_cost(text_length, self.dim, self.mlp_ratio)
         if self.self_attention:

@@ -149,7 +149,7 @@ class LateFusion(Fusion):
     ) -> FusionOutput:
         """Joins the two streams; see the class."""
         text, image, text_mask, image_mask = self.checked(text, image, text_mask, image_mask, causal, cache)
-        scores = None
+        scores: Any = None
         if cache is not None:
             # Keras casts what comes in to the dtype of the computation; what goes out is of the dtype that it was.
             vector, scores = cache.layers[0].vector, ops.cast(cache.layers[0].scores, "float32")

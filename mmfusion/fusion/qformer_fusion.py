@@ -292,7 +292,7 @@ class QFormerFusion(Fusion):
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
-        options = {"num_heads": self.num_heads, "kernel": self.kernel}
+        options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         length = self.num_queries + text_length
         layer = attention_cost(length, length, self.dim, **options) + feed_forward_cost(length, self.dim, self.mlp_ratio)
         looks = sum(block.cross_attention for block in self.blocks)

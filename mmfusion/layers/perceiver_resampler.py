@@ -190,7 +190,7 @@ class _Block(keras.layers.Layer):
 
     def build(self, shape: Sequence[int | None]) -> None:
         self.feed_forward = FeedForward(
-            hidden_dim=int(shape[-1] * self.mlp_ratio),
+            hidden_dim=int(check_width(shape, "latents", self.name) * self.mlp_ratio),
             activation=self.activation,
             use_bias=self.use_bias,
             dtype=self.dtype_policy,

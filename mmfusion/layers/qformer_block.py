@@ -228,7 +228,8 @@ class QFormerBlock(keras.layers.Layer):
         if (context is not None) != (self.cross is not None and num_queries > 0):
             expected = "a context exactly where there are queries that look at one"
             raise ConfigError("a context is missing, or has no reader", where=self.name, expected=expected)
-        places = length if cache is None else cache.self_attention.key.shape[1]
+        held = None if cache is None else cache.self_attention
+        places = length if held is None else held.key.shape[1]
         return checked_mask(mask, "mask", self.name, (tokens.shape[0], None), places)
 
     def _before(self, branch: str, tokens: KerasTensor) -> KerasTensor:
