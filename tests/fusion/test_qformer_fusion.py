@@ -121,7 +121,7 @@ def test_what_is_refused():
 
 
 def test_a_graph_of_unknown_sizes_with_masks():
-    fusion = made()
+    fusion = made(depth=2)
     function = graph(
         lambda text, image, text_mask, image_mask: fusion(text, image, text_mask=text_mask, image_mask=image_mask).text,
         ((None, None, D), "float32"), ((None, None, DI), "float32"), ((None, None), "bool"), ((None, None), "bool"),
