@@ -52,7 +52,7 @@ def evaluate(
     source = open_source(recipe.data)
     with bar:
         evaluate_model(recipe, loaded.model, loaded.tokenizer, loaded.transform, source, folder, progress=progress)
-    if loaded.model.fusion is not None:
+    if loaded.model.fusion is not None and recipe.translation is None:
         split = recipe.evaluation.split or recipe.data.validation_split
         draw_attention_example(loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png")
     print_report(folder)

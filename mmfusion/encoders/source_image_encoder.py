@@ -80,6 +80,11 @@ class SourceImageEncoder(keras.layers.Layer):
         return self.image_encoder.grid
 
     @property
+    def images_shape(self) -> tuple[int | None, ...]:
+        """Shape of the pictures that it takes, ``[B, H, W, 3]``."""
+        return None, *self.image_size, 3
+
+    @property
     def dim(self) -> int:
         """Width of the tokens, D."""
         return self.image_encoder.dim

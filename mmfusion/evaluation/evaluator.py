@@ -293,7 +293,12 @@ class Evaluator:
         total = len(source.splits[split])
         done = 0
         for batch in build_eval_images(
-            source, split, transform=self.transform, batch_size=self.batch_size, quarantine=self.quarantine
+            source,
+            split,
+            transform=self.transform,
+            batch_size=self.batch_size,
+            quarantine=self.quarantine,
+            tokenizer=self.tokenizer,
         ):
             yield batch
             done += int(batch["image_id"].shape[0])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from mmfusion.data.builtin import translation_source
 from mmfusion.errors import DataError, ExportError
 from mmfusion.export.saved_model import DESCRIPTION
 
@@ -96,6 +97,16 @@ class Predictor:
         return [
             Caption(text.decode("utf-8", "replace"), float(score))
             for text, score in zip(answer["caption"], answer["score"], strict=True)
+        ]
+
+    def translate(self, images: Sequence[Image], texts: Sequence[str], language: str) -> list[Caption]:
+        """Translates sentence n, with the help of picture n, into a language by its short name, such as ``"de"``."""
+        if len(images) != len(texts):
+            raise DataError("as many sentences as pictures are needed", expected=len(images), found=len(texts))
+        answer = self._ask("translate", image_bytes=images, text=[translation_source(text, language) for text in texts])
+        return [
+            Caption(text.decode("utf-8", "replace"), float(score))
+            for text, score in zip(answer["translation"], answer["score"], strict=True)
         ]
 
     def attend(self, image: Images, text: str) -> Attention:

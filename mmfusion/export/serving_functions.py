@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from mmfusion.data import Clip, Transform
+from mmfusion.data.translation import with_source
+from mmfusion.encoders import SourceImageEncoder
 from mmfusion.models import ImageTextModel
 from mmfusion.text import WordPieceTokenizer
 
@@ -48,7 +50,7 @@ def serving_functions(
     Returns:
         Signatures by name: ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match``, ``caption``, ``attend``. A model of
         several images takes ``image_bytes: string[B, N]``, empty where an example has fewer; all others ``string[B]``: a file
-        holds a clip's frames.
+        holds a clip's frames. A model that translates has ``translate`` alone.
     """
 
     def pictures(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -92,20 +94,25 @@ def serving_functions(
             answer["similarity"] = (1.0 + tf.reduce_sum(image * sentence, axis=-1)) / 2.0
         return answer
 
-    def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+    def written(images: Any, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         output = model.caption(
-            *pictures(image_bytes),
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
+            images, mask, beam_size=beam_size, length_penalty=length_penalty, max_tokens=max_tokens, min_tokens=min_tokens
         )
         if beam_size == 1:
-            return {"caption": tokenizer.detokenize(output.token_ids), "score": output.scores}
+            return tokenizer.detokenize(output.token_ids), output.scores
         # A beam's own score depends on the length penalty; the answer's is the mean log-probability a token.
         length = tf.cast(tf.maximum(output.lengths[:, 0], 1), tf.float32)
-        score = output.scores[:, 0] * length ** (length_penalty - 1.0)
-        return {"caption": tokenizer.detokenize(output.token_ids[:, 0]), "score": score}
+        return tokenizer.detokenize(output.token_ids[:, 0]), output.scores[:, 0] * length ** (length_penalty - 1.0)
+
+    def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        text, score = written(*pictures(image_bytes))
+        return {"caption": text, "score": score}
+
+    def translate(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels, _ = pictures(image_bytes)
+        source = with_source(pixels, text, tokenizer)
+        translation, score = written(source["image"], source["image_mask"])
+        return {"translation": translation, "score": score}
 
     def attend(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = tokenizer(text)
@@ -115,6 +122,8 @@ def serving_functions(
 
     image_bytes = tf.TensorSpec([None, None] if takes_several(model) else [None], tf.string, name="image_bytes")
     text = tf.TensorSpec([None], tf.string, name="text")
+    if translates(model):
+        return {"translate": ServingFunction(translate, [image_bytes, text])}
     functions: dict[str, ServingFunction] = {}
     if model.contrastive_head is not None:
         functions["encode_image"] = ServingFunction(encode_image, [image_bytes])
@@ -130,6 +139,11 @@ def serving_functions(
     if model.fusion is not None:
         functions["attend"] = ServingFunction(attend, [image_bytes, text])
     return functions
+
+
+def translates(model: ImageTextModel) -> bool:
+    """Whether a model writes from a picture with a text, not from a picture alone."""
+    return isinstance(model.image_encoder, SourceImageEncoder)
 
 
 def takes_several(model: ImageTextModel) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from mmfusion.encoders import MultiImageEncoder, TextTransformer, VideoTransformer, VisionTransformer
+from mmfusion.encoders import MultiImageEncoder, SourceImageEncoder, TextTransformer, VideoTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import STYLES
 from mmfusion.layers import AttentionPooling, ModalityDropout
@@ -96,7 +96,7 @@ def build_model(
         "captioning": partial(CaptioningHead, start_id=start_id, end_id=end_id, pad_id=pad_id, forbidden_ids=forbidden_ids),
     }
     return ImageTextModel(
-        image_encoder=_image_encoder(recipe, dtype),
+        image_encoder=_image_encoder(recipe, vocabulary_size, dtype),
         text_encoder=TextTransformer(
             vocabulary_size=vocabulary_size,
             max_length=recipe.text.max_tokens,
@@ -149,14 +149,34 @@ def model_from_preset(
     )
 
 
-def _image_encoder(recipe: Recipe, dtype: str | keras.DTypePolicy) -> VisionTransformer | VideoTransformer | MultiImageEncoder:
+def _image_encoder(recipe: Recipe, vocabulary_size: int, dtype: str | keras.DTypePolicy) -> keras.layers.Layer:
+    translation, text = recipe.translation, recipe.model.text_encoder
+    if translation is None:
+        return _picture_encoder(recipe, dtype, "image_encoder")
+    width = {"dim": text.dim, "image_dim": recipe.model.image_encoder.dim}
+    return SourceImageEncoder(
+        image_encoder=_picture_encoder(recipe, dtype, "picture_encoder"),
+        text_encoder=TextTransformer(
+            vocabulary_size=vocabulary_size,
+            max_length=recipe.text.max_tokens,
+            **{**text.options(), "depth": translation.depth},
+            dtype=dtype,
+            name="source_encoder",
+        ),
+        fusion=STYLES[translation.fusion.style](**width, **translation.fusion.options(), dtype=dtype, name="source_fusion"),
+        dtype=dtype,
+        name="image_encoder",
+    )
+
+
+def _picture_encoder(recipe: Recipe, dtype: str | keras.DTypePolicy, name: str) -> keras.layers.Layer:
     data, image = recipe.data, recipe.model.image_encoder
     options = {"image_size": data.image_size, **image.options(), "dtype": dtype}
     if image.kind == "video":
         options.pop("positions")
-        return VideoTransformer(**options, num_frames=data.frames, **image.clip_options(), name="image_encoder")
+        return VideoTransformer(**options, num_frames=data.frames, **image.clip_options(), name=name)
     if image.kind == "vit":
-        return VisionTransformer(**options, name="image_encoder")
+        return VisionTransformer(**options, name=name)
     return MultiImageEncoder(
         encoder=VisionTransformer(**options, name="each_image"),
         max_images=data.frames,
@@ -166,5 +186,5 @@ def _image_encoder(recipe: Recipe, dtype: str | keras.DTypePolicy) -> VisionTran
         kernel=image.kernel,
         **image.clip_options(),
         dtype=dtype,
-        name="image_encoder",
+        name=name,
     )
