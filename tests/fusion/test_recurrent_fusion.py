@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from factories import randomized
-from gradients import to_numpy, value_and_gradients
+from gradients import BACKEND, to_numpy, value_and_gradients
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "layers"))
 import layer_reference as reference
@@ -86,11 +86,15 @@ def test_a_cache_holds_the_state_and_reads_a_mask_of_its_places():
 def test_gradients_reach_every_weight_and_none_is_nan_behind_the_mask():
     layer = fusion(attention_dropout=0.1, dropout=0.1, stochastic_depth=0.1, layer_scale=0.5)
     text, image = (np.where(mask[..., None], x, np.nan).astype("float32") for mask, x in ((TEXT_MASK, TEXT), (IMAGE_MASK, IMAGE)))
-    _, found = value_and_gradients(
-        lambda x, y: keras.ops.sum(layer(x, y, **MASKS, training=True).text[:, :2] ** 2), [text, image], layer.trainable_weights
-    )
+    jit = BACKEND == "jax"
+
+    def loss(x, y):
+        return keras.ops.sum(layer(x, y, **MASKS, training=True).text[:, :2] ** 2)
+
+    _, found = value_and_gradients(loss, [text, image], layer.trainable_weights, jit_compile=jit)
     assert all(np.isfinite(x).all() for x in found)
-    _, found = value_and_gradients(lambda x, y: keras.ops.sum(layer(x, y).text ** 2), [TEXT, IMAGE], layer.trainable_weights)
+    weights = layer.trainable_weights
+    _, found = value_and_gradients(lambda x, y: keras.ops.sum(layer(x, y).text ** 2), [TEXT, IMAGE], weights, jit_compile=jit)
     still = [weight.path for weight, x in zip(layer.trainable_weights, found[2:], strict=True) if np.abs(x).max() == 0]
     assert not still, still
 

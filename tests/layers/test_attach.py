@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from factories import randomized
-from gradients import to_numpy, value_and_gradients
+from gradients import tensorflow_only, to_numpy, value_and_gradients
 from layer_reference import attention as attention_in_numpy
 from layer_reference import layer_norm, stream
 
@@ -19,6 +19,7 @@ NETWORKS = {
 }
 
 
+@tensorflow_only  # where one operation after the other is quick
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_keras(name, tmp_path):
     options, layers = NETWORKS[name]
