@@ -34,7 +34,7 @@ def test_what_is_a_spike():
 
 def linear(rate=0.05, optimizer=None) -> keras.Model:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
-    model.compile(optimizer=optimizer or keras.optimizers.Adam(rate), loss="mse", run_eagerly=True)
+    model.compile(optimizer=optimizer or keras.optimizers.Adam(rate), loss="mse")
     return model
 
 
@@ -117,36 +117,34 @@ def test_what_cannot_be():
             LossRecovery(**options)
 
 
-def test_a_poisoned_training_ends_where_a_clean_one_ends(tmp_path):
-    """The trainer's own figures: its means, its log and its state are without the poisoned step."""
+def test_a_poisoned_training_learns_as_if_nothing_had_been(tmp_path):
+    """The trainer's own figures: its means, its log and its state are without the poisoned steps."""
     batch = {**tiny_batch(6), "image_id": np.arange(6, dtype="int32")}
     steps, poisoned = 50, (24, 44)
 
-    def batches(poison: bool):
+    def batches():
         for step in range(steps):
-            bad = poison and step in poisoned
-            yield {**batch, "image": batch["image"] * np.float32(np.nan if bad else 1.0)}
+            yield {**batch, "image": batch["image"] * np.float32(np.nan if step in poisoned else 1.0)}
 
-    ends = []
-    for poison in (False, True):
-        keras.utils.set_random_seed(0)
-        shared = {"dim": 8, "depth": 1, "num_heads": 2}
-        model = ImageTextModel(
-            image_encoder=VisionTransformer(image_size=IMAGE_SIZE, patch_size=8, **shared),
-            text_encoder=TextTransformer(vocabulary_size=VOCABULARY_SIZE, max_length=MAX_LENGTH, **shared),
-            contrastive_head=ContrastiveHead(embedding_dim=6),
-        )  # fmt: skip
-        trainer = Trainer(model, [ContrastiveObjective()], clip_norm=1.0)
-        trainer.compile(optimizer=build_optimizer(model.trainable_variables, steps=steps, learning_rate=0.02, warmup=0.0))
-        signature = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in batch.items()}
-        data = tf.data.Dataset.from_generator(lambda poison=poison: batches(poison), output_signature=signature)
-        log = JsonLinesLog(tmp_path / f"{poison}.jsonl", every=5)
-        recovery = LossRecovery(snapshot_every=4, log=log.write)
-        history = trainer.fit(data, steps_per_epoch=25, epochs=2, verbose=0, callbacks=[recovery, log]).history
-        assert np.isfinite(history["loss"]).all() and recovery.recoveries == 2 * poison
-        ends.append(float(trainer.compute_losses({k: tf.constant(v) for k, v in batch.items()}, training=False)[0]))
-    assert ends[0] < 0.5 and ends[1] < 2 * ends[0] + 0.2
-    rows = [json.loads(line) for line in (tmp_path / "True.jsonl").read_text().splitlines()]
+    keras.utils.set_random_seed(0)
+    shared = {"dim": 8, "depth": 1, "num_heads": 2}
+    model = ImageTextModel(
+        image_encoder=VisionTransformer(image_size=IMAGE_SIZE, patch_size=8, **shared),
+        text_encoder=TextTransformer(vocabulary_size=VOCABULARY_SIZE, max_length=MAX_LENGTH, **shared),
+        contrastive_head=ContrastiveHead(embedding_dim=6),
+    )
+    trainer = Trainer(model, [ContrastiveObjective()], clip_norm=1.0)
+    trainer.compile(optimizer=build_optimizer(model.trainable_variables, steps=steps, learning_rate=0.02, warmup=0.0))
+    signature = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in batch.items()}
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    log = JsonLinesLog(tmp_path / "log.jsonl", every=5)
+    recovery = LossRecovery(snapshot_every=4, log=log.write)
+    history = trainer.fit(data, steps_per_epoch=25, epochs=2, verbose=0, callbacks=[recovery, log]).history
+    assert np.isfinite(history["loss"]).all() and recovery.recoveries == 2
+    end = float(trainer.compute_losses({k: tf.constant(v) for k, v in batch.items()}, training=False)[0])
+    # What a training without poison comes to on these six pairs; by chance it would be ln 6 = 1.79.
+    assert end < 0.5
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "recovery"] == [25, 45]
     assert all(row["loss"] is not None for row in rows if row["kind"] in ("step", "epoch"))
     # The poisoned step was the last of its epoch: the epoch's mean is that of the others.

@@ -58,7 +58,7 @@ def _image_text_records(model: ImageTextModel, batch: dict[str, Any]) -> dict[st
     image, text = attention_layers(model.image_encoder), attention_layers(model.text_encoder)
     with capture_attention(image) as image_records:
         patches, patch_mask = model.encode_patches(batch["image"], batch.get("image_mask"), training=False)
-    options = {"training": False, "patch_mask": patch_mask}
+    options: dict[str, Any] = {"training": False, "patch_mask": patch_mask}
     with capture_attention(text) as text_records, capture_attention([model.fusion] if model.fusion else []) as fusion_records:
         # One reading of the text: the one that most of its heads share.
         if model.matching_head is not None:
