@@ -1,0 +1,171 @@
+"""Attention tile by tile: what is between queries and keys stays in the processor's cache, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import KerasTensor, ops
+
+from mmfusion.layers.kernels.tiling import MASKED, Tile, Tiling
+from mmfusion.layers.masks import AttentionMask
+
+Tensors = tuple[KerasTensor, ...]
+
+
+def tiled_attention(
+    query: KerasTensor,
+    key: KerasTensor,
+    value: KerasTensor,
+    mask: AttentionMask | None,
+    tile: Tile,
+    logit_cap: float | None = None,
+) -> KerasTensor:
+    """``softmax(Q Kᵀ / √d) V`` in tiles; the gradient computes the weights again instead of keeping them.
+
+    With ``L = log Σ exp`` of a query's logits, which the forward pass keeps, and ``Δ = dO · O``, no tile of the gradient needs
+    another: ``P = exp(Q Kᵀ / √d - L)``, ``dV += Pᵀ dO``, ``dS = P ∘ (dO Vᵀ - Δ)``, ``dQ += dS K / √d``, ``dK += dSᵀ Q / √d``.
+
+    Args:
+        query: ``float[B, H, T, d]``.
+        key: ``float[B, Hkv, S, d]``, Hkv a divisor of H; finite behind the mask too, like `value`.
+        value: ``float[B, Hkv, S, d]``.
+        mask: Which keys a query may attend to, made tile by tile. None allows all.
+        tile: How much at once, say Q queries and K keys of R heads: memory is ``O(B · (H · T + Hkv · S) · d + R · Q · K)``.
+        logit_cap: See `soft_cap`. Default: none.
+
+    Returns:
+        ``float[B, H, T, d]``; zeros for a query without any key.
+
+    Source: Rabe and Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.14135), algorithms 1 and 4.
+    """
+    tiling = Tiling.of(query, key, mask, tile, logit_cap)
+    scale = query.shape[-1] ** -0.5
+
+    @ops.custom_gradient
+    def attend(q: KerasTensor, k: KerasTensor, v: KerasTensor) -> Any:
+        queries, keys, values = tiling.cut_queries(q * scale), tiling.cut_keys(k), tiling.cut_keys(v)
+        outputs, totals = _forward(tiling, queries, keys, values)
+
+        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+            upstream = arguments[-1] if upstream is None else upstream
+            given = tiling.cut_queries(ops.cast(upstream, q.dtype))
+            dq, dk, dv = _backward(tiling, queries, keys, values, outputs, totals, given)
+            joined = tiling.join_queries(dq) * scale, tiling.join_keys(dk), tiling.join_keys(dv)
+            return tuple(ops.cast(x, y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
+
+        return tiling.join_queries(outputs), gradient
+
+    return attend(query, key, value)
+
+
+def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: KerasTensor) -> Tensors:
+    """Outputs, cut as the queries are, and the logarithm of each row's sum of exponentials."""
+    masked = tiling.mask is not None or not tiling.columns.even
+
+    def of_group(_: Tensors, group: Tensors) -> tuple[Tensors, Tensors]:
+        index, q, k, v = group
+
+        def of_rows(_: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+            row, q = part
+
+            def of_columns(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+                column, k, v = part
+                top, total, output = state
+                logits = tiling.logits(q, k, tiling.allowed(index, row, column))
+                highest = ops.max(logits, axis=-1, keepdims=True)
+                new = highest if tiling.columns.whole else ops.maximum(top, highest)
+                weights = ops.exp(logits - new)
+                sums = ops.sum(weights, axis=-1, keepdims=True)
+                product = ops.cast(ops.matmul(ops.cast(weights, v.dtype), v), "float32")
+                if tiling.columns.whole:
+                    return (new, sums, product), ()
+                # Where all was masked so far, what was summed is of no key: it fades to 0 with the first that counts.
+                fade = ops.exp(top - new)
+                return (new, total * fade + sums, output * fade + product), ()
+
+            one = ops.zeros_like(q[..., :1], "float32")
+            start = (one + MASKED, one, ops.zeros_like(q, "float32"))
+            (top, total, output), _ = _scan(of_columns, start, (), (_numbers(k), k, v))
+            output, total = output / total, top + ops.log(total)
+            if masked:
+                empty = top <= MASKED / 2
+                output, total = (ops.where(empty, 0.0, x) for x in (output, total))
+            return (), (ops.cast(output, q.dtype), total)
+
+        like = ops.zeros_like(q[0]), ops.zeros_like(q[0, ..., :1], "float32")
+        return _scan(of_rows, (), like, (_numbers(q), q))
+
+    like = ops.zeros_like(queries[0]), ops.zeros_like(queries[0, ..., :1], "float32")
+    _, parts = _scan(of_group, (), like, (_numbers(queries), queries, keys, values))
+    return parts
+
+
+def _backward(
+    tiling: Tiling,
+    queries: KerasTensor,
+    keys: KerasTensor,
+    values: KerasTensor,
+    outputs: KerasTensor,
+    totals: KerasTensor,
+    given: KerasTensor,
+) -> Tensors:
+    """Gradients of queries, keys and values, cut as they are, in float32."""
+
+    def of_group(_: Tensors, group: Tensors) -> tuple[Tensors, Tensors]:
+        index, q, k, v, output, total, given = group
+
+        def of_rows(sums: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+            row, q, output, total, given = part
+            delta = ops.sum(ops.cast(given, "float32") * ops.cast(output, "float32"), axis=-1)[:, None]
+            total = ops.swapaxes(total, -1, -2)
+
+            def of_columns(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+                column, k, v = part
+                logits = tiling.turned_logits(q, k, tiling.allowed(index, row, column))
+                weights = ops.exp(logits - total)
+                d_logits = weights * (ops.cast(ops.matmul(v, ops.swapaxes(given, -1, -2)), "float32") - delta)
+                if tiling.logit_cap is not None:
+                    d_logits = d_logits * tiling.slope(logits)
+                weights, d_logits = (ops.cast(x, q.dtype) for x in (weights, d_logits))
+                products = (
+                    ops.matmul(ops.swapaxes(k, -1, -2), d_logits), ops.matmul(d_logits, q), ops.matmul(weights, given)
+                )  # fmt: skip
+                dq, dk, dv = (ops.cast(x, "float32") for x in products)
+                return (dq if tiling.columns.whole else state[0] + dq,), (dk, dv)
+
+            start = (ops.swapaxes(ops.zeros_like(q, "float32"), -1, -2),)
+            like = ops.zeros_like(k[0], "float32"), ops.zeros_like(v[0], "float32")
+            (dq,), parts = _scan(of_columns, start, like, (_numbers(k), k, v))
+            sums = parts if tiling.rows.whole else tuple(x + y for x, y in zip(sums, parts, strict=True))
+            return sums, (ops.swapaxes(dq, -1, -2),)
+
+        start = ops.zeros_like(k, "float32"), ops.zeros_like(v, "float32")
+        sums, (dq,) = _scan(of_rows, start, (ops.zeros_like(q[0], "float32"),), (_numbers(q), q, output, total, given))
+        return (), (dq, *sums)
+
+    like = tuple(ops.zeros_like(x[0], "float32") for x in (queries, keys, values))
+    _, parts = _scan(of_group, (), like, (_numbers(queries), queries, keys, values, outputs, totals, given))
+    return parts
+
+
+def _numbers(x: KerasTensor) -> KerasTensor:
+    return ops.arange(ops.shape(x)[0], dtype="int32")
+
+
+def _scan(
+    step: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]], start: Sequence[KerasTensor], like: Tensors, over: Tensors
+) -> tuple[Tensors, Tensors]:
+    """``state, parts = step(state, slice)`` for each slice of `over`, one after the other; stacks the parts, shaped as `like`."""
+    if over[-1].shape[0] == 1:
+        state, parts = step(tuple(start), tuple(x[0] for x in over))
+        return state, tuple(x[None] for x in parts)
+    start, kept = tuple(start), len(start)
+
+    def body(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+        state, parts = step(state[:kept], part)
+        # On TensorFlow the state and what is stacked must be of one structure; what stands in for the rest costs nothing.
+        return (*state, *like), (*start, *parts)
+
+    state, parts = ops.scan(body, (*start, *like), over)
+    return state[:kept], parts[kept:]

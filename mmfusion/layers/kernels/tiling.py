@@ -1,0 +1,187 @@
+"""How attention is cut into tiles, and what one tile needs: logits under its part of the mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from keras import KerasTensor, ops
+
+from mmfusion.layers.masks import AttentionMask, both, length_of
+
+MASKED = -1e30
+
+
+class Tile(NamedTuple):
+    """How much is computed at once.
+
+    Attributes:
+        heads: Key/value heads of one example, a divisor of their number; None takes all heads of all examples.
+        queries: Queries, at most; None takes all.
+        keys: Keys, at most; None takes all.
+    """
+
+    heads: int | None
+    queries: int | None
+    keys: int | None
+
+
+class Split(NamedTuple):
+    """Equal parts of an axis: `count` of `size`, of which the last may reach past the end."""
+
+    length: int | KerasTensor
+    count: int | KerasTensor
+    size: int | KerasTensor
+
+    @classmethod
+    def of(cls, length: int | KerasTensor, limit: int | None) -> Split:
+        """As few parts as there can be of at most `limit`; None makes one of all."""
+        if limit is None:
+            return cls(length, 1, max(length, 1) if isinstance(length, int) else length)
+        if isinstance(length, int):
+            count = max((length + limit - 1) // limit, 1)
+            return cls(length, count, max((length + count - 1) // count, 1))
+        count = ops.maximum((length + limit - 1) // limit, 1)
+        return cls(length, count, ops.maximum((length + count - 1) // count, 1))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is one part."""
+        return isinstance(self.count, int) and self.count == 1
+
+    @property
+    def extra(self) -> int | KerasTensor:
+        """Places past the end."""
+        return 0 if self.size is self.length else self.count * self.size - self.length
+
+    @property
+    def even(self) -> bool:
+        """Whether it is known that no part reaches past the end."""
+        return isinstance(self.extra, int) and self.extra == 0
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Cuts queries and keys into tiles.
+
+    Legend: B examples; H heads, of which g share one of Hkv; n groups of R key/value heads; a tile has M = g · Q rows and K keys.
+
+    Attributes:
+        mask: Which keys a query may attend to, or None.
+        logit_cap: See `soft_cap`.
+        heads: R, of one example; None where R is of all.
+        key_heads: Hkv.
+        shared: g.
+        rows: Of the queries of one head.
+        columns: Of the keys.
+    """
+
+    mask: AttentionMask | None
+    logit_cap: float | None
+    heads: int | None
+    key_heads: int
+    shared: int
+    rows: Split
+    columns: Split
+
+    @classmethod
+    def of(
+        cls, query: KerasTensor, key: KerasTensor, mask: AttentionMask | None, tile: Tile, logit_cap: float | None = None
+    ) -> Tiling:
+        """The tiling of queries ``[B, H, T, d]`` and keys ``[B, Hkv, S, d]``."""
+        rows, columns = Split.of(length_of(query, 2), tile.queries), Split.of(length_of(key, 2), tile.keys)
+        return cls(mask, logit_cap, tile.heads, key.shape[1], query.shape[1] // key.shape[1], rows, columns)
+
+    def cut_queries(self, x: KerasTensor) -> KerasTensor:
+        """``[B, H, T, d]`` as ``[n, parts, R, M, d]``."""
+        return self._cut(x, self.rows, self.shared)
+
+    def cut_keys(self, x: KerasTensor) -> KerasTensor:
+        """``[B, Hkv, S, d]`` as ``[n, parts, R, K, d]``."""
+        return self._cut(x, self.columns, 1)
+
+    def join_queries(self, x: KerasTensor) -> KerasTensor:
+        """The inverse of `cut_queries`."""
+        return self._join(x, self.rows, self.shared)
+
+    def join_keys(self, x: KerasTensor) -> KerasTensor:
+        """The inverse of `cut_keys`."""
+        return self._join(x, self.columns, 1)
+
+    def _cut(self, x: KerasTensor, split: Split, shared: int) -> KerasTensor:
+        if not split.even:
+            x = ops.pad(x, [[0, 0], [0, 0], [0, split.extra], [0, 0]])
+        groups, heads = (1, -1) if self.heads is None else (-1, self.heads)
+        if split.whole:
+            return ops.reshape(x, (groups, 1, heads, shared * split.size, x.shape[-1]))
+        x = ops.reshape(x, (groups, heads, shared, split.count, split.size, x.shape[-1]))
+        shape = ops.shape(x)
+        x = ops.transpose(x, (0, 3, 1, 2, 4, 5))
+        return ops.reshape(x, (shape[0], split.count, shape[1], shared * split.size, x.shape[-1]))
+
+    def _join(self, x: KerasTensor, split: Split, shared: int) -> KerasTensor:
+        if not split.whole:
+            shape = ops.shape(x)
+            x = ops.reshape(x, (shape[0], split.count, shape[2], shared, split.size, x.shape[-1]))
+            x = ops.transpose(x, (0, 2, 3, 1, 4, 5))
+        x = ops.reshape(x, (-1, self.key_heads * shared, split.count * split.size, x.shape[-1]))
+        return x if split.even else x[:, :, : split.length]
+
+    def allowed(self, group: KerasTensor, row: KerasTensor, column: KerasTensor) -> KerasTensor | None:
+        """The mask of a tile, ``bool[B or 1, 1, Q or 1, K or 1]``, or None if all is allowed."""
+        places = ops.arange(self.columns.size, dtype="int32")
+        if not self.columns.whole:
+            places = places + column * self.columns.size
+        mask = self.mask
+        if mask is not None and self.heads is not None:
+            mask = _of_example(mask, group // (self.key_heads // self.heads))
+        if mask is not None and not self.rows.whole:
+            queries = row * self.rows.size + ops.arange(self.rows.size, dtype="int32")
+            mask = _of_queries(mask, ops.minimum(queries, self.rows.length - 1))
+        allowed = None if mask is None else mask.allowed(places)
+        return allowed if self.columns.even else both(allowed, (places < self.columns.length)[None, None, None])
+
+    def logits(self, q: KerasTensor, k: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
+        """``float32[R, M, K]``."""
+        logits = self._capped(ops.matmul(q, ops.swapaxes(k, -1, -2)))
+        if allowed is None:
+            return logits
+        return self._masked(logits, allowed[:, :, None], self.shared, self.rows.size, self.columns.size)
+
+    def turned_logits(self, q: KerasTensor, k: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
+        """``float32[R, K, M]``: turned, no large matrix of the gradient is read across its rows."""
+        logits = self._capped(ops.matmul(k, ops.swapaxes(q, -1, -2)))
+        if allowed is None:
+            return logits
+        turned = ops.swapaxes(allowed, -1, -2)[:, :, :, None]
+        return self._masked(logits, turned, self.columns.size, self.shared, self.rows.size)
+
+    def _capped(self, logits: KerasTensor) -> KerasTensor:
+        logits = ops.cast(logits, "float32")
+        return logits if self.logit_cap is None else self.logit_cap * ops.tanh(logits / self.logit_cap)
+
+    def slope(self, logits: KerasTensor) -> KerasTensor:
+        """The derivative of the cap, ``1 - tanh²``, from what the cap gave; at masked logits, which have no weight, 0."""
+        return 1.0 - ops.square(ops.clip(logits / self.logit_cap, -1.0, 1.0))
+
+    def _masked(self, logits: KerasTensor, allowed: KerasTensor, *sizes: Any) -> KerasTensor:
+        examples = (-1, self.key_heads) if self.heads is None else (1, self.heads)
+        masked = ops.where(allowed, ops.reshape(logits, (*examples, *sizes)), MASKED)
+        return ops.reshape(masked, ops.shape(logits))
+
+
+def _of_example(mask: AttentionMask, index: KerasTensor) -> AttentionMask:
+    def one(x: KerasTensor | None, rank: int = 2) -> KerasTensor | None:
+        if x is None or len(x.shape) < rank or x.shape[0] == 1:
+            return x
+        # One example may stand for all where only the graph's run knows.
+        return ops.take(x, ops.minimum(index, length_of(x, 0) - 1)[None], axis=0)
+
+    return mask._replace(keys=one(mask.keys), pattern=one(mask.pattern, 3), last=one(mask.last))
+
+
+def _of_queries(mask: AttentionMask, places: KerasTensor) -> AttentionMask:
+    def some(x: KerasTensor | None, axis: int) -> KerasTensor | None:
+        return None if x is None else ops.take(x, places, axis=axis)
+
+    return mask._replace(pattern=some(mask.pattern, 1), last=some(mask.last, -1))
