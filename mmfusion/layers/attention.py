@@ -21,6 +21,7 @@ from mmfusion.layers.kernels import (
     linear_attention,
     linear_weights,
     local_attention,
+    repeated,
     window_mask,
 )
 from mmfusion.layers.masks import AttentionMask, causal_last, length_of, real_keys, real_queries, without_masked
@@ -59,11 +60,11 @@ class Attention(keras.layers.Layer):
         head_dim: Width of a head, d. Default: the query's width over H.
         num_key_value_heads: Key and value heads, a divisor of H; fewer than H is grouped-query attention, 1 is
             multi-query. Default H.
-        kernel: ``"exact"`` computes all scores at once; ``"chunked"`` streams over keys in memory linear in the sequence and
-            equals ``"exact"`` to rounding, in value and gradient; ``"local"`` lets a token of self-attention see a window
+        kernel: ``"exact"`` computes all scores of a query at once; ``"chunked"`` streams over keys in memory linear in the
+            sequence and equals ``"exact"`` to rounding, in value and gradient; ``"local"`` lets a token of self-attention see a window
             alone, in memory linear in the sequence, and a context whole, as ``"chunked"`` does; ``"linear"`` replaces the
             softmax by features of query and key, ``φ(q)·φ(k)`` normalised, in time linear in the sequence. Default ``"exact"``.
-        chunk_size: Keys at a time of ``"chunked"``. Default 512.
+        chunk_size: About how many queries and keys at a time of ``"chunked"``. Default 1024.
         window: Tokens on each side that ``"local"`` sees; causally, those before. Default 128.
         num_global_tokens: Leading tokens that ``"local"`` lets see all and be seen by all. Default 0.
         feature_map: φ of ``"linear"``: ``"elu"`` (``elu(x) + 1``), ``"relu"``, ``"softplus"``, ``"softmax"``, or a function
@@ -123,7 +124,7 @@ class Attention(keras.layers.Layer):
         head_dim: int | None = None,
         num_key_value_heads: int | None = None,
         kernel: str = "exact",
-        chunk_size: int = 512,
+        chunk_size: int = 1024,
         window: int | None = None,
         num_global_tokens: int = 0,
         feature_map: str | Callable[[KerasTensor], KerasTensor] | None = None,
@@ -288,6 +289,8 @@ class Attention(keras.layers.Layer):
         number, length = length_of(queries), length_of(key)
         last = prefix_last(causal_last(number, length), prefix_length, length, query.shape[0], self.name) if causal else None
         mask = AttentionMask.of(*masks, last=last)
+        if causal and prefix_length is None and mask.keys is None and mask.pattern is None:
+            mask = mask._replace(causal=True)
         if itself:
             places = ops.arange(number, dtype="int32")
             queries, key = self._rotated(queries, key, places, grid, query.shape[1])
@@ -349,27 +352,28 @@ class Attention(keras.layers.Layer):
     ) -> tuple[KerasTensor, KerasTensor | None]:
         query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in projected[:3])
         mask, start = projected.mask, projected.start
-        if self.num_key_value_heads != self.num_heads:
-            key, value = (ops.repeat(x, self.num_heads // self.num_key_value_heads, axis=1) for x in (key, value))
+        if self.kernel in ("linear", "local"):
+            key, value = (repeated(x, self.num_heads) for x in (key, value))
         if self.kernel == "exact":
-            drop = functools.partial(self.dropout_layer, training=training)
-            output, scores = exact_attention(query, key, value, mask, drop, self.logit_cap)
+            drop = functools.partial(self.dropout_layer, training=True) if self.dropout and training else None
+            output = exact_attention(query, key, value, mask, drop, self.logit_cap)
         elif self.kernel == "linear":
             output = linear_attention(query, key, value, mask, start, self._features)
-            scores = linear_weights(query, key, mask, self._features) if return_scores else None
+        elif mask.first is None:
+            output = chunked_attention(query, key, value, mask, self.chunk_size, self.logit_cap)
         else:
-            if mask.first is None:
-                output = chunked_attention(query, key, value, mask, self.chunk_size, self.logit_cap)
-            else:
-                # With a prefix, of which the mask has a last key for each example, causal queries look ahead too.
-                ahead = start is None or mask.last_of_rows is mask.last
-                output = local_attention(
-                    query, key, value, mask, self._reach, 0 if start is None else start, ahead, self.logit_cap
-                )
-            scores = attention_weights(query, key, mask, self.logit_cap) if return_scores else None
+            # With a prefix, of which the mask has a last key for each example, causal queries look ahead too.
+            ahead = start is None or mask.last_of_rows is mask.last
+            output = local_attention(query, key, value, mask, self._reach, 0 if start is None else start, ahead, self.logit_cap)
         output = ops.transpose(output, (0, 2, 1, 3))
         shape = ops.shape(output)
-        return ops.reshape(output, (shape[0], shape[1], self.num_heads * self._width)), scores if return_scores else None
+        output = ops.reshape(output, (shape[0], shape[1], self.num_heads * self._width))
+        if not return_scores:
+            return output, None
+        # Computed beside the output, never instead of it: whoever asks for scores gets the output that others get.
+        if self.kernel == "linear":
+            return output, linear_weights(query, key, mask, self._features)
+        return output, attention_weights(query, key, mask, self.logit_cap)
 
     def _heads(self, x: KerasTensor, heads: int) -> KerasTensor:
         shape = ops.shape(x)

@@ -34,7 +34,7 @@ class TransformerBlock(keras.layers.Layer):
         context_norm: Whether the context is normalised first, as a residual stream of other blocks needs it. Default False.
         num_key_value_heads: See `Attention`.
         kernel: See `Attention`. Default ``"exact"``.
-        chunk_size: See `Attention`. Default 512.
+        chunk_size: See `Attention`. Default 1024.
         activation: Of the feed-forward part, by Keras's name. Default ``"gelu"``, the exact one.
         use_bias: Whether projections and feed-forward part have biases. Default True.
         dropout: Rate after each branch. Default 0.
@@ -90,7 +90,7 @@ class TransformerBlock(keras.layers.Layer):
         context_norm: bool = False,
         num_key_value_heads: int | None = None,
         kernel: str = "exact",
-        chunk_size: int = 512,
+        chunk_size: int = 1024,
         activation: str = "gelu",
         use_bias: bool = True,
         dropout: float = 0.0,

@@ -1,7 +1,7 @@
 """How attention is computed: each kernel one function of query, key, value and mask."""
 
 from mmfusion.layers.kernels.chunked import chunked_attention
-from mmfusion.layers.kernels.exact import attention_weights, exact_attention
+from mmfusion.layers.kernels.exact import attention_weights, exact_attention, repeated
 from mmfusion.layers.kernels.linear import FEATURE_MAPS, linear_attention, linear_weights
 from mmfusion.layers.kernels.local import local_attention, window_mask
 from mmfusion.layers.kernels.soft_cap import soft_cap
@@ -14,6 +14,7 @@ __all__ = [
     "linear_attention",
     "linear_weights",
     "local_attention",
+    "repeated",
     "soft_cap",
     "window_mask",
 ]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, all scores at once."""
+"""Scaled dot-product attention."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 from keras import KerasTensor, ops
 
+from mmfusion.layers.kernels.fused import fused_attention
 from mmfusion.layers.kernels.soft_cap import soft_cap
+from mmfusion.layers.kernels.tiled import tiled_attention
+from mmfusion.layers.kernels.tiling import MASKED, Tile, on_processor
 from mmfusion.layers.masks import AttentionMask, length_of
 
-MASKED = -1e30
+# Scores of one example: fewer are not worth a loop.
+FEW = 2**18
+# Scores of one tile: more leave the cache, and the allocator gives their memory back each time.
+MANY = 2**22
 
 
 def attention_weights(
@@ -19,14 +25,14 @@ def attention_weights(
 
     Args:
         query: ``float[B, H, T, d]``.
-        key: ``float[B, H, S, d]``, finite behind the mask too.
+        key: ``float[B, Hkv, S, d]``, Hkv a divisor of H; finite behind the mask too.
         mask: Which keys a query may attend to. Default: all.
         logit_cap: See `soft_cap`. Default: none.
 
     Returns:
         ``float32[B, H, T, S]``.
     """
-    scale = query.shape[-1] ** -0.5
+    scale, key = query.shape[-1] ** -0.5, repeated(key, query.shape[1])
     logits = soft_cap(ops.cast(ops.matmul(query * scale, ops.swapaxes(key, -1, -2)), "float32"), logit_cap)
     allowed = None if mask is None else mask.allowed(ops.arange(length_of(key, 2), dtype="int32"))
     # One key alone is no mistake here, but Keras warns of it unless the axis is a tuple.
@@ -44,22 +50,38 @@ def exact_attention(
     mask: AttentionMask | None = None,
     drop: Callable[[KerasTensor], KerasTensor] | None = None,
     logit_cap: float | None = None,
-) -> tuple[KerasTensor, KerasTensor]:
-    """``softmax(Q Kᵀ / √d) V`` and its weights; memory grows with T · S.
+) -> KerasTensor:
+    """``softmax(Q Kᵀ / √d) V``, the keys of a query all at once.
+
+    Where T · S scores are many and TensorFlow computes on the processor, as many queries and heads at a time as its cache holds
+    well, and the gradient computes their weights again; elsewhere by the backend's fused kernel, where that is the same; else, and
+    with `drop`, by the formula, in memory that grows with H · T · S.
 
     Args:
         query: ``float[B, H, T, d]``.
-        key: ``float[B, H, S, d]``, finite behind the mask too, like `value`.
-        value: ``float[B, H, S, d]``.
+        key: ``float[B, Hkv, S, d]``, Hkv a divisor of H; finite behind the mask too, like `value`.
+        value: ``float[B, Hkv, S, d]``.
         mask: Which keys a query may attend to. Default: all.
-        drop: Dropout of the weights; the weights returned are those before it. Default: none.
+        drop: Dropout of the weights. Default: none.
         logit_cap: See `soft_cap`. Default: none.
 
     Returns:
-        ``float[B, H, T, d]`` and ``float32[B, H, T, S]``.
+        ``float[B, H, T, d]``; zeros for a query without any key.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
-    weights = attention_weights(query, key, mask, logit_cap)
-    used = ops.cast(weights, value.dtype)
-    return ops.matmul(used if drop is None else drop(used), value), weights
+    if drop is None:
+        output = fused_attention(query, key, value, mask, logit_cap)
+        if output is not None:
+            return output
+        rows, length, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+        if None not in (rows, length) and query.shape[1] * rows * length > FEW and on_processor():
+            queries = None if shared * rows * length <= MANY else max(MANY // (shared * length), 1)
+            return tiled_attention(query, key, value, mask, Tile.of(query, key, queries), logit_cap)
+    weights = ops.cast(attention_weights(query, key, mask, logit_cap), value.dtype)
+    return ops.matmul(weights if drop is None else drop(weights), repeated(value, query.shape[1]))
+
+
+def repeated(x: KerasTensor, heads: int) -> KerasTensor:
+    """Key or value heads, ``[B, Hkv, S, d]``, each as often as query heads share it: ``[B, H, S, d]``."""
+    return x if x.shape[1] == heads else ops.repeat(x, heads // x.shape[1], axis=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from keras import KerasTensor, ops
 
-from mmfusion.layers.kernels.exact import MASKED, exact_attention
+from mmfusion.layers.kernels.exact import exact_attention
 from mmfusion.layers.kernels.soft_cap import soft_cap
+from mmfusion.layers.kernels.tiling import MASKED
 from mmfusion.layers.masks import AttentionMask, both, length_of
 
 # Blocks of fewer queries than this are no faster on any processor.
@@ -29,7 +30,8 @@ def window_mask(
     free = places < num_global_tokens
     first = ops.where(free, 0, ops.maximum(places - window, 0))
     last = ops.where(free, key_length - 1, ops.minimum(places + window, key_length - 1))
-    return mask._replace(first=first, last=last if mask.last is None else ops.minimum(last, mask.last), leading=num_global_tokens)
+    last = last if mask.last is None else ops.minimum(last, mask.last)
+    return mask._replace(first=first, last=last, leading=num_global_tokens, causal=False)
 
 
 def local_attention(
@@ -64,14 +66,14 @@ def local_attention(
     cached = not isinstance(start, int)
     if isinstance(rows, int) and rows <= size:
         if not cached:
-            return exact_attention(query, key, value, mask, logit_cap=logit_cap)[0]
+            return exact_attention(query, key, value, mask, logit_cap=logit_cap)
         size = rows
     output = _blocks(query, key, value, mask, window, size, start, ahead, logit_cap)
     if not mask.leading or not ahead:
         # Without a look ahead, what a leading query sees are leading keys, which every query sees.
         return output
     count = min(mask.leading, rows) if isinstance(rows, int) else ops.minimum(mask.leading, rows)
-    whole, _ = exact_attention(query[:, :, :count], key, value, _first_rows(mask, count), logit_cap=logit_cap)
+    whole = exact_attention(query[:, :, :count], key, value, _first_rows(mask, count), logit_cap=logit_cap)
     if cached:
         whole = ops.where(
             (start + ops.arange(count, dtype="int32") < mask.leading)[None, None, :, None], whole, output[:, :, :count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from keras import KerasTensor, ops
@@ -11,6 +11,7 @@ from mmfusion.layers.kernels.tiling import MASKED, Tile, Tiling
 from mmfusion.layers.masks import AttentionMask
 
 Tensors = tuple[KerasTensor, ...]
+Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
 def tiled_attention(
@@ -86,7 +87,7 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
 
             one = ops.zeros_like(q[..., :1], "float32")
             start = (one + MASKED, one, ops.zeros_like(q, "float32"))
-            (top, total, output), _ = _scan(of_columns, start, (), (_numbers(k), k, v))
+            (top, total, output), _ = _scan(_if_reached(tiling, row, of_columns), start, (), (_numbers(k), k, v))
             output, total = output / total, top + ops.log(total)
             if masked:
                 empty = top <= MASKED / 2
@@ -136,7 +137,7 @@ def _backward(
 
             start = (ops.swapaxes(ops.zeros_like(q, "float32"), -1, -2),)
             like = ops.zeros_like(k[0], "float32"), ops.zeros_like(v[0], "float32")
-            (dq,), parts = _scan(of_columns, start, like, (_numbers(k), k, v))
+            (dq,), parts = _scan(_if_reached(tiling, row, of_columns, like), start, like, (_numbers(k), k, v))
             sums = parts if tiling.rows.whole else tuple(x + y for x, y in zip(sums, parts, strict=True))
             return sums, (ops.swapaxes(dq, -1, -2),)
 
@@ -149,18 +150,28 @@ def _backward(
     return parts
 
 
+def _if_reached(tiling: Tiling, row: KerasTensor, step: Step, nothing: Tensors = ()) -> Step:
+    """The step, or none where the tile lies behind all that its queries may see: causal attention has half the tiles to do."""
+
+    def of_columns(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+        reached = tiling.reaches(row, part[0])
+        if reached is None:
+            return step(state, part)
+        return ops.cond(reached, lambda: step(state, part), lambda: (state, nothing))
+
+    return of_columns
+
+
 def _numbers(x: KerasTensor) -> KerasTensor:
     return ops.arange(ops.shape(x)[0], dtype="int32")
 
 
-def _scan(
-    step: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]], start: Sequence[KerasTensor], like: Tensors, over: Tensors
-) -> tuple[Tensors, Tensors]:
+def _scan(step: Step, start: Tensors, like: Tensors, over: Tensors) -> tuple[Tensors, Tensors]:
     """``state, parts = step(state, slice)`` for each slice of `over`, one after the other; stacks the parts, shaped as `like`."""
     if over[-1].shape[0] == 1:
-        state, parts = step(tuple(start), tuple(x[0] for x in over))
+        state, parts = step(start, tuple(x[0] for x in over))
         return state, tuple(x[None] for x in parts)
-    start, kept = tuple(start), len(start)
+    kept = len(start)
 
     def body(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
         state, parts = step(state[:kept], part)

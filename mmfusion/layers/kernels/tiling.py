@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import keras
 from keras import KerasTensor, ops
 
+from mmfusion.layers.kernels.soft_cap import soft_cap
 from mmfusion.layers.masks import AttentionMask, both, length_of
 
 MASKED = -1e30
+# Numbers between queries and keys: what a processor's cache holds well beside the rest.
+CACHED = 2**19
 
 
 class Tile(NamedTuple):
@@ -17,13 +21,35 @@ class Tile(NamedTuple):
 
     Attributes:
         heads: Key/value heads of one example, a divisor of their number; None takes all heads of all examples.
-        queries: Queries, at most; None takes all.
-        keys: Keys, at most; None takes all.
+        queries: Queries, about; None takes all.
+        keys: Keys, about; None takes all.
     """
 
     heads: int | None
     queries: int | None
     keys: int | None
+
+    @classmethod
+    def of(cls, query: KerasTensor, key: KerasTensor, queries: int | None = None, keys: int | None = None) -> Tile:
+        """About so many queries and keys, and as many heads as the processor's cache holds; on an accelerator all.
+
+        Args:
+            query: ``float[B, H, T, d]``.
+            key: ``float[B, Hkv, S, d]``.
+            queries: Queries at a time. Default: all.
+            keys: Keys at a time. Default: all.
+        """
+        lengths = query.shape[2], key.shape[2]
+        if None in lengths or not on_processor():
+            return cls(None, queries, keys)
+        size = Split.of(lengths[0], queries).size * Split.of(lengths[1], keys).size * (query.shape[1] // key.shape[1])
+        heads = [heads for heads in range(1, key.shape[1] + 1) if key.shape[1] % heads == 0 and heads * size <= CACHED]
+        return cls(max(heads, default=1), queries, keys)
+
+
+def on_processor() -> bool:
+    """Whether TensorFlow computes on the processor, operator by operator; what compiles, or has many cores, wants large tiles."""
+    return keras.backend.backend() == "tensorflow" and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 class Split(NamedTuple):
@@ -34,14 +60,14 @@ class Split(NamedTuple):
     size: int | KerasTensor
 
     @classmethod
-    def of(cls, length: int | KerasTensor, limit: int | None) -> Split:
-        """As few parts as there can be of at most `limit`; None makes one of all."""
-        if limit is None:
+    def of(cls, length: int | KerasTensor, size: int | None) -> Split:
+        """Parts of about `size`, between two thirds and one and a half of it; None makes one of all."""
+        if size is None:
             return cls(length, 1, max(length, 1) if isinstance(length, int) else length)
         if isinstance(length, int):
-            count = max((length + limit - 1) // limit, 1)
+            count = max((length + size // 2) // size, 1)
             return cls(length, count, max((length + count - 1) // count, 1))
-        count = ops.maximum((length + limit - 1) // limit, 1)
+        count = ops.maximum((length + size // 2) // size, 1)
         return cls(length, count, ops.maximum((length + count - 1) // count, 1))
 
     @property
@@ -136,29 +162,34 @@ class Tiling:
         if mask is not None and self.heads is not None:
             mask = _of_example(mask, group // (self.key_heads // self.heads))
         if mask is not None and not self.rows.whole:
-            queries = row * self.rows.size + ops.arange(self.rows.size, dtype="int32")
-            mask = _of_queries(mask, ops.minimum(queries, self.rows.length - 1))
+            mask = _of_queries(mask, self._places(row))
         allowed = None if mask is None else mask.allowed(places)
         return allowed if self.columns.even else both(allowed, (places < self.columns.length)[None, None, None])
 
+    def reaches(self, row: KerasTensor, column: KerasTensor) -> KerasTensor | None:
+        """Whether any query of a tile may see that far, or None if that is not known without looking at each."""
+        if self.mask is None or self.mask.last is None or self.columns.whole:
+            return None
+        last = self.mask.last if self.rows.whole else _of_queries(AttentionMask(last=self.mask.last), self._places(row)).last
+        return ops.max(last) >= column * self.columns.size
+
+    def _places(self, row: KerasTensor) -> KerasTensor:
+        return ops.minimum(row * self.rows.size + ops.arange(self.rows.size, dtype="int32"), self.rows.length - 1)
+
     def logits(self, q: KerasTensor, k: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
         """``float32[R, M, K]``."""
-        logits = self._capped(ops.matmul(q, ops.swapaxes(k, -1, -2)))
+        logits = soft_cap(ops.cast(ops.matmul(q, ops.swapaxes(k, -1, -2)), "float32"), self.logit_cap)
         if allowed is None:
             return logits
         return self._masked(logits, allowed[:, :, None], self.shared, self.rows.size, self.columns.size)
 
     def turned_logits(self, q: KerasTensor, k: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
         """``float32[R, K, M]``: turned, no large matrix of the gradient is read across its rows."""
-        logits = self._capped(ops.matmul(k, ops.swapaxes(q, -1, -2)))
+        logits = soft_cap(ops.cast(ops.matmul(k, ops.swapaxes(q, -1, -2)), "float32"), self.logit_cap)
         if allowed is None:
             return logits
         turned = ops.swapaxes(allowed, -1, -2)[:, :, :, None]
         return self._masked(logits, turned, self.columns.size, self.shared, self.rows.size)
-
-    def _capped(self, logits: KerasTensor) -> KerasTensor:
-        logits = ops.cast(logits, "float32")
-        return logits if self.logit_cap is None else self.logit_cap * ops.tanh(logits / self.logit_cap)
 
     def slope(self, logits: KerasTensor) -> KerasTensor:
         """The derivative of the cap, ``1 - tanh²``, from what the cap gave; at masked logits, which have no weight, 0."""
@@ -184,4 +215,4 @@ def _of_queries(mask: AttentionMask, places: KerasTensor) -> AttentionMask:
     def some(x: KerasTensor | None, axis: int) -> KerasTensor | None:
         return None if x is None else ops.take(x, places, axis=axis)
 
-    return mask._replace(pattern=some(mask.pattern, 1), last=some(mask.last, -1))
+    return mask._replace(pattern=some(mask.pattern, 1), last=some(mask.last, -1), first=some(mask.first, 0))
