@@ -87,7 +87,7 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
 
             one = ops.zeros_like(q[..., :1], "float32")
             start = (one + MASKED, one, ops.zeros_like(q, "float32"))
-            (top, total, output), _ = _scan(_if_reached(tiling, row, of_columns), start, (), (_numbers(k), k, v))
+            (top, total, output), _ = _scan(_if_reached(tiling, row, of_columns), start, (), (k, v))
             output, total = output / total, top + ops.log(total)
             if masked:
                 empty = top <= MASKED / 2
@@ -95,10 +95,10 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
             return (), (ops.cast(output, q.dtype), total)
 
         like = ops.zeros_like(q[0]), ops.zeros_like(q[0, ..., :1], "float32")
-        return _scan(of_rows, (), like, (_numbers(q), q))
+        return _scan(of_rows, (), like, (q,))
 
     like = ops.zeros_like(queries[0]), ops.zeros_like(queries[0, ..., :1], "float32")
-    _, parts = _scan(of_group, (), like, (_numbers(queries), queries, keys, values))
+    _, parts = _scan(of_group, (), like, (queries, keys, values))
     return parts
 
 
@@ -137,16 +137,16 @@ def _backward(
 
             start = (ops.swapaxes(ops.zeros_like(q, "float32"), -1, -2),)
             like = ops.zeros_like(k[0], "float32"), ops.zeros_like(v[0], "float32")
-            (dq,), parts = _scan(_if_reached(tiling, row, of_columns, like), start, like, (_numbers(k), k, v))
+            (dq,), parts = _scan(_if_reached(tiling, row, of_columns, like), start, like, (k, v))
             sums = parts if tiling.rows.whole else tuple(x + y for x, y in zip(sums, parts, strict=True))
             return sums, (ops.swapaxes(dq, -1, -2),)
 
         start = ops.zeros_like(k, "float32"), ops.zeros_like(v, "float32")
-        sums, (dq,) = _scan(of_rows, start, (ops.zeros_like(q[0], "float32"),), (_numbers(q), q, output, total, given))
+        sums, (dq,) = _scan(of_rows, start, (ops.zeros_like(q[0], "float32"),), (q, output, total, given))
         return (), (dq, *sums)
 
     like = tuple(ops.zeros_like(x[0], "float32") for x in (queries, keys, values))
-    _, parts = _scan(of_group, (), like, (_numbers(queries), queries, keys, values, outputs, totals, given))
+    _, parts = _scan(of_group, (), like, (queries, keys, values, outputs, totals, given))
     return parts
 
 
@@ -162,21 +162,18 @@ def _if_reached(tiling: Tiling, row: KerasTensor, step: Step, nothing: Tensors =
     return of_columns
 
 
-def _numbers(x: KerasTensor) -> KerasTensor:
-    return ops.arange(ops.shape(x)[0], dtype="int32")
-
-
 def _scan(step: Step, start: Tensors, like: Tensors, over: Tensors) -> tuple[Tensors, Tensors]:
-    """``state, parts = step(state, slice)`` for each slice of `over`, one after the other; stacks the parts, shaped as `like`."""
-    if over[-1].shape[0] == 1:
-        state, parts = step(start, tuple(x[0] for x in over))
+    """``state, parts = step(state, (i, *slices))`` for each i of the first axis of `over`, in order; stacks parts shaped as `like`."""
+    if over[0].shape[0] == 1:
+        state, parts = step(start, (ops.convert_to_tensor(0, "int32"), *(x[0] for x in over)))
         return state, tuple(x[None] for x in parts)
     kept = len(start)
 
-    def body(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
-        state, parts = step(state[:kept], part)
-        # On TensorFlow the state and what is stacked must be of one structure; what stands in for the rest costs nothing.
+    def body(state: Tensors, index: KerasTensor) -> tuple[Tensors, Tensors]:
+        state, parts = step(state[:kept], (index, *(x[index] for x in over)))
+        # On TensorFlow the state and what is stacked must be of one structure; what stands in for the rest is never made.
         return (*state, *like), (*start, *parts)
 
-    state, parts = ops.scan(body, (*start, *like), over)
+    # Over numbers alone: Keras 3.15 fails on TensorFlow where it gets several tensors of unknown length.
+    state, parts = ops.scan(body, (*start, *like), ops.arange(ops.shape(over[0])[0], dtype="int32"))
     return state[:kept], parts[kept:]
