@@ -61,8 +61,8 @@ class Attention(keras.layers.Layer):
         num_key_value_heads: Key and value heads, a divisor of H; fewer than H is grouped-query attention, 1 is
             multi-query. Default H.
         kernel: ``"exact"`` computes all scores of a query at once; ``"chunked"`` streams over keys in memory linear in the
-            sequence and equals ``"exact"`` to rounding, in value and gradient; ``"local"`` lets a token of self-attention see a window
-            alone, in memory linear in the sequence, and a context whole, as ``"chunked"`` does; ``"linear"`` replaces the
+            sequence and equals ``"exact"`` to rounding, in value and gradient; ``"local"`` lets a token of self-attention see a
+            window alone, in memory linear in the sequence, and a context whole, as ``"chunked"`` does; ``"linear"`` replaces the
             softmax by features of query and key, ``φ(q)·φ(k)`` normalised, in time linear in the sequence. Default ``"exact"``.
         chunk_size: About how many queries and keys at a time of ``"chunked"``. Default 1024.
         window: Tokens on each side that ``"local"`` sees; causally, those before. Default 128.

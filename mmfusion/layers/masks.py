@@ -18,7 +18,7 @@ class AttentionMask(NamedTuple):
         last: ``int32[T]`` or ``int32[B or 1, T]``, the last key that each query sees; None lets it see all.
         first: ``int32[T]``, the first key that each query sees, at most `last`; None lets it see from the start.
         leading: Keys at the start that `first` does not hide. Default 0.
-        causal: Whether nothing else is hidden than what is after ``t + S - T``: fused kernels need not be told more. Default False.
+        causal: Whether nothing is hidden but what is after ``t + S - T``, which is all a fused kernel need know. Default False.
 
     Example:
         >>> import numpy as np

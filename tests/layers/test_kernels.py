@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradients import graph, tensorflow_only, value_and_gradients
+from gradients import BACKEND, graph, tensorflow_only, value_and_gradients
 from keras import ops
 from layer_reference import built, padding, stream, to_numpy
 
 from mmfusion.layers import Attention
-from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention
+from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention, repeated
+from mmfusion.layers.kernels.fused import fused_attention
+from mmfusion.layers.kernels.tiled import tiled_attention
+from mmfusion.layers.kernels.tiling import Split, Tile
 from mmfusion.layers.masks import AttentionMask, causal_last
 
 B, H, T, S, WIDTH = 2, 3, 6, 11, 4
@@ -48,6 +51,68 @@ def test_chunked_equals_exact(mask, size):
     exact = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, mask))
     for one, two in zip(chunked, exact, strict=True):
         np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+def formula(query, key, value, mask=None, cap=None):
+    return ops.matmul(attention_weights(query, key, mask, cap), repeated(value, query.shape[1]))
+
+
+@pytest.mark.parametrize(("tile", "mask", "cap"), [
+    (Tile(None, None, None), "keys", None),
+    (Tile(1, None, None), "pattern", None),
+    (Tile(1, 3, None), "all", 0.5),
+    (Tile(2, 2, 4), "causal keys", None),
+    (Tile(None, 4, 3), "one for all keys", 0.5),
+    (Tile(2, 100, 4), "nothing", None),
+])  # fmt: skip
+def test_tiles_with_shared_keys_equal_the_formula(tile, mask, cap):
+    arrays = [stream(B, heads, n, WIDTH, seed=seed) for seed, (heads, n) in enumerate(((4, T), (2, S), (2, S)))]
+    upstream = stream(B, 4, T, WIDTH, seed=7)
+    results = []
+    for kernel in (lambda *x: tiled_attention(*x, MASKS[mask], tile, cap), lambda *x: formula(*x, MASKS[mask], cap)):
+        _, gradients = value_and_gradients(lambda *x, kernel=kernel: ops.sum(kernel(*x) * upstream), arrays)
+        results.append([to_numpy(kernel(*map(ops.convert_to_tensor, arrays))), *gradients])
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+def test_exact_equals_the_formula_where_scores_are_many():
+    arrays = [stream(2, heads, 300, WIDTH, seed=seed) for seed, heads in enumerate((4, 2, 2))]
+    mask = AttentionMask(keys=padding([300, 7], 300), last=causal_last(300, 300))
+    results = []
+    for kernel in (exact_attention, formula):
+        results.append(value_and_gradients(lambda *x, kernel=kernel: ops.sum(kernel(*x, mask) ** 2), arrays))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    for one, two in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", [*(x for x in MASKS if x != "causal"), "square"])
+def test_fused_equals_the_formula_where_there_is_one(mask):
+    query, key, value = (stream(B, heads, S, WIDTH, seed=seed) for seed, heads in enumerate((4, 2, 2)))
+    query = query if mask == "square" else query[:, :, :T]
+    mask = AttentionMask(last=causal_last(S, S), causal=True) if mask == "square" else MASKS[mask]
+    found = fused_attention(*map(ops.convert_to_tensor, (query, key, value)), mask)
+    if BACKEND == "tensorflow":
+        assert found is None
+        return
+    np.testing.assert_allclose(to_numpy(found), to_numpy(formula(query, key, value, mask)), atol=3e-6)
+    ours, theirs = (
+        value_and_gradients(lambda *x, kernel=kernel: ops.sum(kernel(*x, mask) ** 2), (query, key, value))[1]
+        for kernel in (fused_attention, formula)
+    )
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert fused_attention(query, key, value, mask, logit_cap=1.0) is None
+
+
+def test_parts_are_of_one_size_near_the_wanted():
+    for length in range(1, 60):
+        for size in range(1, 20):
+            parts = Split.of(length, size)
+            assert 0 <= parts.extra < parts.number and parts.even == (parts.extra == 0)
+            assert parts.whole or 2 * size <= 3 * parts.size <= 5 * size
+    assert Split.of(0, 4) == (0, 1, 1) and Split.of(7, None) == (7, 1, 7)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 5e-2)])

@@ -53,9 +53,9 @@ def exact_attention(
 ) -> KerasTensor:
     """``softmax(Q Kᵀ / √d) V``, the keys of a query all at once.
 
-    Where T · S scores are many and TensorFlow computes on the processor, as many queries and heads at a time as its cache holds
-    well, and the gradient computes their weights again; elsewhere by the backend's fused kernel, where that is the same; else, and
-    with `drop`, by the formula, in memory that grows with H · T · S.
+    On a processor under TensorFlow, and where T · S scores are many: as many queries and heads at a time as its cache holds well,
+    and the gradient computes their weights again. On JAX and torch: by `fused_attention`, where that is the same. Else, and with
+    `drop`: by the formula, in memory that grows with H · T · S.
 
     Args:
         query: ``float[B, H, T, d]``.

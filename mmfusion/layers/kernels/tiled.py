@@ -163,7 +163,7 @@ def _if_reached(tiling: Tiling, row: KerasTensor, step: Step, nothing: Tensors =
 
 
 def _scan(step: Step, start: Tensors, like: Tensors, over: Tensors) -> tuple[Tensors, Tensors]:
-    """``state, parts = step(state, (i, *slices))`` for each i of the first axis of `over`, in order; stacks parts shaped as `like`."""
+    """``state, parts = step(state, (i, *slices))`` for each i along `over`, in order; stacks parts shaped as `like`."""
     if over[0].shape[0] == 1:
         state, parts = step(start, (ops.convert_to_tensor(0, "int32"), *(x[0] for x in over)))
         return state, tuple(x[None] for x in parts)

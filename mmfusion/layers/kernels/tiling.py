@@ -53,10 +53,10 @@ def on_processor() -> bool:
 
 
 class Split(NamedTuple):
-    """Equal parts of an axis: `count` of `size`, of which the last may reach past the end."""
+    """Equal parts of an axis: `number` of `size`, of which the last may reach past the end."""
 
     length: int | KerasTensor
-    count: int | KerasTensor
+    number: int | KerasTensor
     size: int | KerasTensor
 
     @classmethod
@@ -65,20 +65,20 @@ class Split(NamedTuple):
         if size is None:
             return cls(length, 1, max(length, 1) if isinstance(length, int) else length)
         if isinstance(length, int):
-            count = max((length + size // 2) // size, 1)
-            return cls(length, count, max((length + count - 1) // count, 1))
-        count = ops.maximum((length + size // 2) // size, 1)
-        return cls(length, count, ops.maximum((length + count - 1) // count, 1))
+            number = max((length + size // 2) // size, 1)
+            return cls(length, number, max((length + number - 1) // number, 1))
+        number = ops.maximum((length + size // 2) // size, 1)
+        return cls(length, number, ops.maximum((length + number - 1) // number, 1))
 
     @property
     def whole(self) -> bool:
         """Whether there is one part."""
-        return isinstance(self.count, int) and self.count == 1
+        return isinstance(self.number, int) and self.number == 1
 
     @property
     def extra(self) -> int | KerasTensor:
         """Places past the end."""
-        return 0 if self.size is self.length else self.count * self.size - self.length
+        return 0 if self.size is self.length else self.number * self.size - self.length
 
     @property
     def even(self) -> bool:
@@ -140,17 +140,17 @@ class Tiling:
         groups, heads = (1, -1) if self.heads is None else (-1, self.heads)
         if split.whole:
             return ops.reshape(x, (groups, 1, heads, shared * split.size, x.shape[-1]))
-        x = ops.reshape(x, (groups, heads, shared, split.count, split.size, x.shape[-1]))
+        x = ops.reshape(x, (groups, heads, shared, split.number, split.size, x.shape[-1]))
         shape = ops.shape(x)
         x = ops.transpose(x, (0, 3, 1, 2, 4, 5))
-        return ops.reshape(x, (shape[0], split.count, shape[1], shared * split.size, x.shape[-1]))
+        return ops.reshape(x, (shape[0], split.number, shape[1], shared * split.size, x.shape[-1]))
 
     def _join(self, x: KerasTensor, split: Split, shared: int) -> KerasTensor:
         if not split.whole:
             shape = ops.shape(x)
-            x = ops.reshape(x, (shape[0], split.count, shape[2], shared, split.size, x.shape[-1]))
+            x = ops.reshape(x, (shape[0], split.number, shape[2], shared, split.size, x.shape[-1]))
             x = ops.transpose(x, (0, 2, 3, 1, 4, 5))
-        x = ops.reshape(x, (-1, self.key_heads * shared, split.count * split.size, x.shape[-1]))
+        x = ops.reshape(x, (-1, self.key_heads * shared, split.number * split.size, x.shape[-1]))
         return x if split.even else x[:, :, : split.length]
 
     def allowed(self, group: KerasTensor, row: KerasTensor, column: KerasTensor) -> KerasTensor | None:
