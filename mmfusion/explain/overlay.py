@@ -156,6 +156,60 @@ def draw_attention_overlay(
     return save_figure(figure, path)
 
 
+def draw_heat(
+    image: npt.ArrayLike,
+    heat: npt.ArrayLike,
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+    box: Sequence[float] | None = None,
+    opacity: float = 0.7,
+) -> Figure:
+    """Draws the image as it is, and beside it with a heat map on it.
+
+    Args:
+        image: ``uint8[h, w, 3]`` or floats in 0..1; the map is laid over all of it.
+        heat: ``float[rows, cols]``, as `localise` gives for one picture.
+        path: Where to save the picture. Default: nowhere.
+        title: A line above.
+        box: Top, left, bottom, right in pixels of what should be found, drawn on both. Default: none.
+        opacity: Of the map where it is highest, 0..1. Default 0.7.
+
+    Returns:
+        The figure, of two axes.
+
+    Raises:
+        DataError: If the map has another shape, or holds NaN.
+
+    Example:
+        >>> figure = draw_heat(np.zeros((32, 32, 3)), np.eye(4), title="red heart", box=(0, 0, 8, 8))
+        >>> [axes.get_label() for axes in figure.axes]
+        ['image', 'heat']
+    """
+    pixels, maps = as_pixels(image), np.asarray(heat, np.float64)
+    if maps.ndim != 2 or 0 in maps.shape or not np.isfinite(maps).all():
+        raise DataError("not a heat map", expected="finite [rows, cols]", found=list(maps.shape))
+    height, width = pixels.shape[:2]
+    cell_width, margin, gap, top = 2.6, 0.15, 0.12, 0.5
+    cell_height = cell_width * min(max(height / width, 0.4), 2.0)
+    figure_width, figure_height = 2 * margin + 2 * cell_width + gap, top + cell_height + margin
+    figure = new_figure(figure_width, figure_height)
+    heading = wrap_text(figure, title, figure_width - 2 * margin, size=11.5, max_lines=1, weight="bold")
+    label(figure, margin / figure_width, 1 - 0.25 / figure_height, heading, size=11.5, weight="bold", va="center")
+    for panel, name in enumerate(("image", "heat")):
+        left = margin + panel * (cell_width + gap)
+        place = (left / figure_width, margin / figure_height, cell_width / figure_width, cell_height / figure_height)
+        axes = figure.add_axes(place, label=name)
+        show_image(axes, pixels)
+        if name == "heat":
+            _lay_over(axes, maps, pixels.shape[:2], opacity, None)
+        if box is not None:
+            (y, x), (end_y, end_x) = box[:2], box[2:]
+            outline = [x, end_x, end_x, x, x], [y, y, end_y, end_y, y]
+            axes.plot(*(np.asarray(line) - 0.5 for line in outline), color="white", linewidth=1.5)
+    return save_figure(figure, path)
+
+
 def _lay_over(axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None) -> None:
     low, high = (float(np.min(heat)), float(np.max(heat))) if highest is None else (0.0, highest)
     strength = np.clip((heat - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(heat)

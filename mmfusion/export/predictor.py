@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from mmfusion.data.builtin import translation_source
 from mmfusion.errors import DataError, ExportError
+from mmfusion.explain import Localisation
+from mmfusion.export.locating import locate_by_signatures, locate_in_run
 from mmfusion.export.saved_model import DESCRIPTION
 
 Image = str | Path | bytes
@@ -55,6 +58,8 @@ class Predictor:
         batch_size: Pictures or sentences at a time. Default 32.
         frames: Pictures that an example has room for: frames of a clip, or images. Default 1.
         several: Whether these are several files, ``image_bytes: string[B, N]``. Default False.
+        locate: From a picture's bytes and a phrase to a `mmfusion.explain.Localisation`, where there is a whole model to ask.
+            Default: by the signatures.
     """
 
     def __init__(
@@ -65,12 +70,14 @@ class Predictor:
         batch_size: int = 32,
         frames: int = 1,
         several: bool = False,
+        locate: Callable[..., Localisation] | None = None,
     ) -> None:
         self.functions = functions
         self.name = name
         self.batch_size = batch_size
         self.frames = frames
         self.several = several
+        self._locate = locate
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -114,6 +121,27 @@ class Predictor:
         answer = self._ask("attend", image_bytes=[image], text=[text])
         tokens = [token.decode("utf-8", "replace") for token in answer["tokens"][0]]
         return Attention(answer["attention"][0], tokens)
+
+    def localise(self, image: Image, phrase: str, *, method: str = "attention", sentence: str | None = None) -> Localisation:
+        """Where in the picture the phrase is: ``heat``, ``float32[rows, cols]``, and ``score``, how well it fits the picture.
+
+        Args:
+            image: The picture.
+            phrase: What to look for, as "red heart".
+            method: See `mmfusion.explain.localise`; an export knows ``"attention"`` alone. Default ``"attention"``.
+            sentence: A sentence that holds the phrase, read instead of it. Default: the phrase.
+
+        Raises:
+            ExportError: If the model cannot be asked so.
+            DataError: If the picture cannot be read, or the phrase is empty or not in the sentence.
+        """
+        if self.frames > 1:
+            raise ExportError("only single pictures can be searched", where=self.name, expected="1 picture", found=self.frames)
+        if self._locate is None:
+            return locate_by_signatures(self, image, phrase, method=method, sentence=sentence)
+        content = read_image(image)
+        check_image(image, content)
+        return self._locate(content, phrase, method=method, sentence=sentence)
 
     def _ask(self, signature: str, **inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         if signature not in self.functions:
@@ -192,6 +220,7 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
             batch_size=batch_size,
             frames=run.transform.frames,
             several=takes_several(run.model),
+            locate=functools.partial(locate_in_run, run),
         )
     if not (path / "saved_model.pb").is_file() or not (path / DESCRIPTION).is_file():
         raise ExportError(

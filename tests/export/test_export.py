@@ -12,6 +12,7 @@ import tensorflow as tf
 from untrained import untrained_run
 
 from mmfusion.errors import DataError, ExportError
+from mmfusion.explain import localise
 from mmfusion.export import export_model, load, verify_export
 from mmfusion.training import load_run
 
@@ -82,3 +83,23 @@ def test_a_folder_that_is_no_export(tmp_path):
     for folder in (tmp_path, tmp_path / "away"):
         with pytest.raises(ExportError, match="export"):
             load(folder)
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_a_phrase_is_located_alike_by_run_and_export(kind, export, run, pictures, tmp_path):
+    predictor = load(export if kind == "export" else run.folder.path)
+    found = predictor.localise(pictures[0], "red heart", sentence="a man red heart on sand")
+    expected = localise(run.model, run.tokenizer, run.transform(tf.constant(pictures[0]))[None], ["red heart"],
+                        sentences=["a man red heart on sand"])  # fmt: skip
+    assert found.heat.shape == (3, 4)
+    np.testing.assert_allclose(found.heat, expected.heat[0], atol=1e-3)
+    np.testing.assert_allclose(found.score, expected.score[0], rtol=1e-4)
+    if kind == "export":
+        with pytest.raises(ExportError, match="expected method attention, found gradient; ask the run"):
+            predictor.localise(pictures[0], "red heart", method="gradient")
+    else:
+        assert predictor.localise(pictures[0], "red heart", method="gradient").heat.shape == (3, 4)
+    with pytest.raises(DataError, match="the phrase is not there"):
+        predictor.localise(pictures[0], "blue", sentence="red heart")
+    with pytest.raises(DataError, match=r"away\.jpg"):
+        predictor.localise(tmp_path / "away.jpg", "red heart")

@@ -78,6 +78,27 @@ def test_search_finds_skips_and_draws(kind, trained, export_folder, pictures, mm
         assert drawn.format == "PNG" and drawn.width > 500
 
 
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_locate_says_where_and_draws(kind, trained, export_folder, pictures, mmfusion, tmp_path):
+    model, picture, image = (
+        (trained.folder if kind == "run" else export_folder),
+        tmp_path / "heat.png",
+        next(iter(pictures.good.values())),
+    )
+    answer = mmfusion("locate", model, image, "red square", "--picture", picture)
+    assert answer.status == 0, answer.err
+    assert re.match(
+        r"hottest: row \d of \d+, column \d of \d+, \d+% of the heat; the text fits the picture: [01]\.\d{3}$",
+        answer.out.splitlines()[0],
+    )
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG" and drawn.width > 300
+    bad = mmfusion("locate", model, image, "red square", "--method", "magic")
+    assert bad.status == 2 and len(bad.error_lines) == 1 and "magic" in bad.err
+    missing = mmfusion("locate", model, tmp_path / "away.jpg", "red square")
+    assert missing.status == 2 and len(missing.error_lines) == 1 and "away.jpg" in missing.err
+
+
 def test_export_refuses_to_replace_unless_told(trained, export_folder, mmfusion):
     answer = mmfusion("export", trained.folder, "--output", export_folder)
     assert answer.status == 2 and len(answer.error_lines) == 1 and "--overwrite" in answer.err
