@@ -12,7 +12,8 @@ from mmfusion.config.train_config import TERMS
 Content = dict[str, Any]
 
 #: What a preset decides: heads, how streams are read and pooled, the fusion style with its own options, the terms of the loss.
-#: Everything else (sizes, data, training) is the recipe's. An encoder of depth 0 is its embedding alone.
+#: Everything else (sizes, data, training) is the recipe's. An encoder of depth 0 is its embedding alone. Where a paper pools by a
+#: class token, the mean stands here: patches have no such token, and from nothing a mean learns sooner.
 PRESETS: dict[str, Content] = {
     # Radford et al. 2021 (arXiv:2103.00020).
     "clip": {
@@ -38,7 +39,7 @@ PRESETS: dict[str, Content] = {
     },
     # Li et al. 2021 (arXiv:2107.07651).
     "albef": {
-        "model": {"heads": ["contrastive", "matching", "masked_language"], "text_pooling": "first"},
+        "model": {"heads": ["contrastive", "matching", "masked_language"]},
         "fusion": {"style": "cross"},
         "objective": {
             "contrastive": {"loss": "softmax"},
@@ -50,7 +51,7 @@ PRESETS: dict[str, Content] = {
     },
     # Li et al. 2022 (arXiv:2201.12086).
     "blip": {
-        "model": {"heads": ["contrastive", "matching", "captioning"], "text_pooling": "first"},
+        "model": {"heads": ["contrastive", "matching", "captioning"]},
         "fusion": {"style": "cross"},
         "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
     },
@@ -86,7 +87,7 @@ PRESETS: dict[str, Content] = {
     },
     # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: as above.
     "blip2": {
-        "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion", "text_pooling": "first"},
+        "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion"},
         # After one layer the queries have seen the image, after two the text has seen the queries.
         "fusion": {"style": "qformer", "depth": 2},
         "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
@@ -156,7 +157,8 @@ def replaced(content: Content, name: Any) -> Content:
 
     - Heads, poolings, style with its own options and the whole of ``objective`` become the preset's.
     - Sizes, data, text, training and decoding stay. Layers that the preset takes from an encoder (depth 0) go to the fusion, as
-      many as the deeper of these encoders had; a depth of the preset's own is the least that it makes sense with.
+      many as the deeper of these encoders had, unless it is recurrent; a depth of the preset's own is the least that it makes
+      sense with.
     - What the new model cannot do is not asked of it: no reranking without a contrastive and a matching head; a figure to choose
       or to search by that it does not say becomes ``val_loss``; ranges of options that are now the preset's are dropped.
 
@@ -173,6 +175,8 @@ def replaced(content: Content, name: Any) -> Content:
     lost = [encoder for encoder in _DEPTHS if preset["model"].get(encoder, {}).get("depth") == 0]
     model, fusion = _section(kept, "model"), _section(kept, "fusion")
     moved = max((_section(model, encoder).get("depth", _DEPTHS[encoder]) for encoder in lost), default=0)
+    if preset.get("fusion", {}).get("style") == "recurrent":
+        moved = 0  # an LSTM reads the embedding by itself: no layer is missing
     depth = max(fusion.get("depth", 2) + moved, preset.get("fusion", {}).get("depth", 1))
     changed = merge(merge(kept, preset), {"preset": name, "fusion": {"depth": depth}})
     figures = _figures(changed)

@@ -65,7 +65,7 @@ def test_what_a_file_sets_counts_before_its_preset():
         {"preset": "albef", "fusion": {"style": "gated"}, "objective": {"momentum": None, "matching": {"weight": 0.5}}}
     )
     assert recipe.fusion.style == "gated" and recipe.objective.momentum is None and recipe.objective.matching.weight == 0.5
-    assert recipe.objective.masked_language is not None and recipe.model.text_pooling == "first"
+    assert recipe.objective.masked_language is not None
 
 
 def test_other_changes_on_the_command_line_count_after_the_preset():
@@ -82,6 +82,8 @@ def test_layers_that_an_encoder_loses_go_to_the_fusion():
     assert depths() == (4, 2, 1)
     assert depths("preset=vilt") == (0, 0, 5)
     assert depths("preset=prefix") == (4, 0, 3)
+    assert depths("preset=show_attend_tell") == (4, 0, 1)
+    assert depths("preset=blip2") == (4, 2, 2)
     assert depths("preset=vilt", "fusion.depth=3") == (0, 0, 3)
 
 
