@@ -76,7 +76,7 @@ def build_eval_images(
             "image": transform.normalize(tf.ensure_shape(pixels, [None, *transform.shape])),
             "image_id": tf.ensure_shape(image_ids, [None]),
         }
-        if translates:
+        if tokenizer is not None and translates:
             return batch | with_source(batch["image"], tf.ensure_shape(sources, [None]), tokenizer)
         return {**batch, "image_mask": tf.ensure_shape(masks, [None, transform.frames])} if transform.frames > 1 else batch
 

@@ -255,7 +255,7 @@ class ResamplerFusion(Fusion):
             text=output.text,
             image=output.image,
             scores=through_latents(output.scores, reading) if return_scores else None,
-            cache=None if cache is None else FusionCache((ResamplerCache(output.cache, reading),)),
+            cache=None if output.cache is None else FusionCache((ResamplerCache(output.cache, reading),)),
         )
 
     def cost(self, text_length: int, image_length: int) -> Cost:

@@ -153,7 +153,7 @@ def _image_encoder(recipe: Recipe, vocabulary_size: int, dtype: str | keras.DTyp
     translation, text = recipe.translation, recipe.model.text_encoder
     if translation is None:
         return _picture_encoder(recipe, dtype, "image_encoder")
-    width = {"dim": text.dim, "image_dim": recipe.model.image_encoder.dim}
+    width: dict[str, Any] = {"dim": text.dim, "image_dim": recipe.model.image_encoder.dim}
     return SourceImageEncoder(
         image_encoder=_picture_encoder(recipe, dtype, "picture_encoder"),
         text_encoder=TextTransformer(
