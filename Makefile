@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 RUN := runs/quickstart
 EXPORT := saved_models/quickstart
+SELECT ?= not slow
 ON_JAX := $(addprefix tests/,layers fusion encoders losses models decoding)
 
 .PHONY: help quickstart test test-jax lint bench clean
 help:
 	@echo "make quickstart   set up, train on the built-in pictures, evaluate, draw, export, verify"
-	@echo "make test         set up and run the tests, on TensorFlow and then, where Keras alone is used, on JAX"
-	@echo "make test-jax     the tests on JAX alone"
+	@echo "make test         set up and run the tests, on TensorFlow"
+	@echo "make test-jax     the tests of what uses Keras alone, on JAX; SELECT=\"\" with those that are slow there"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        the benchmarks, one JSON line a figure"
 
@@ -39,11 +40,11 @@ quickstart: $(STAMP)
 test: $(VENV)/.tests
 	mkdir -p test-results
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs --durations=15 --junitxml=test-results/junit.xml
-	$(MAKE) test-jax
 
 test-jax: $(VENV)/.tests
 	mkdir -p test-results
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs --durations=15 --junitxml=test-results/junit-jax.xml $(ON_JAX)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs -m "$(SELECT)" --durations=15 \
+		--junitxml=test-results/junit-jax.xml $(ON_JAX)
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .

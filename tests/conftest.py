@@ -6,6 +6,7 @@ With KERAS_BACKEND=jax the tests of layers, fusion, encoders, losses, models and
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,24 @@ if os.environ["KERAS_BACKEND"] == "tensorflow":
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
+
+
+# Loops, which JAX compiles anew at each call outside of a graph, and what other variants show already.
+SLOW_ON_JAX = re.compile(
+    r"(test_cache|test_transformer_block|test_attention|test_every_layer|test_attention_options)\.py.*(chunked|local|linear)"
+    r"|test_every_fusion\.py.*(functional_model|unknown_sizes|what_drops|places_of_a_cache)"
+    r"|test_every_fusion\.py.*\[(cross |co |gated alone|resampler of|recurrent)"
+    r"|test_every_layer\.py.*(test_fit|half_precision)"
+    r"|test_beam_search\.py.*(brute_force|plain_search\[[^\]]*-(2|4)\]|longer|depend_on_its_batch|own_score|in_graph)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On JAX, marks as slow what takes minutes there alone; `make test-jax SELECT=""` runs it too."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        for item in items:
+            if SLOW_ON_JAX.search(item.nodeid):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
