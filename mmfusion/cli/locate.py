@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +37,7 @@ def locate(
     typer.echo(f"hottest: row {row + 1} of {rows}, column {column + 1} of {columns}, {found.heat.max():.0%} of the heat{score}")
     if picture is not None:
         # The grid lies over what the model sees, which may be a part of the picture.
-        seen = image_transform(load_recipe(model / "recipe.yaml")).resize(decode_image(image.read_bytes()))
+        transform: Any = image_transform(load_recipe(model / "recipe.yaml"))
+        seen = transform.resize(decode_image(image.read_bytes()))
         draw_heat(seen.numpy().astype("uint8"), found.heat, picture, title=phrase)
         typer.echo(f"drawn: {picture}")

@@ -18,14 +18,14 @@ class Pointing(NamedTuple):
         energy: Share of the heat that lies in the box.
         iou: Intersection over union of the box and the hottest area of its size.
         chance: What an even map hits: the share of the picture that the boxes take.
-        count: How many maps.
+        maps: How many maps.
     """
 
     hits: float
     energy: float
     iou: float
     chance: float
-    count: int
+    maps: int
 
 
 def pointing_game(heat: npt.ArrayLike, boxes: npt.ArrayLike, size: tuple[int, int]) -> Pointing:
@@ -49,7 +49,7 @@ def pointing_game(heat: npt.ArrayLike, boxes: npt.ArrayLike, size: tuple[int, in
         >>> heat = np.zeros((1, 4, 4))
         >>> heat[0, 1, 2] = 1.0
         >>> pointing_game(heat, [[8, 16, 16, 24]], size=(32, 32))
-        Pointing(hits=1.0, energy=1.0, iou=1.0, chance=0.0625, count=1)
+        Pointing(hits=1.0, energy=1.0, iou=1.0, chance=0.0625, maps=1)
 
     Source: the pointing game: Zhang et al. 2016 (arXiv:1608.00507); energy in the box: Wang et al., Score-CAM, 2020
     (arXiv:1910.01279).

@@ -28,9 +28,9 @@ def locate_in_run(run: LoadedRun, content: bytes, phrase: str, *, method: str, s
     Returns:
         The `Localisation` of this picture.
     """
-    pixels = run.transform(tf.constant(content))[None]
+    pixels: Any = run.transform(tf.constant(content))
     sentences = None if sentence is None else [sentence]
-    found = localise(run.model, run.tokenizer, pixels, [phrase], method=method, sentences=sentences)
+    found = localise(run.model, run.tokenizer, pixels[None], [phrase], method=method, sentences=sentences)
     return Localisation(found.heat[0], float(found.score[0]))
 
 
