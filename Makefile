@@ -55,6 +55,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/encoding.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf $(VENV) build dist test-results *.egg-info

@@ -133,6 +133,7 @@ def compare(
     unit: str,
     peer_name: str | None,
     details: Mapping[str, Any],
+    device: str | None = None,
 ) -> None:
     """Prints the line of one of ours beside one peer, both as throughput.
 
@@ -145,6 +146,7 @@ def compare(
         unit: What they are, as in ``"images/s"``.
         peer_name: What to call the peer.
         details: Whatever else a reader needs to trust the figure.
+        device: See `emit`.
     """
     own, their = timings[ours], None if peer is None else timings[peer]
     emit(
@@ -154,6 +156,7 @@ def compare(
         peer=None if their is None else peer_name,
         peer_value=None if their is None else units / their.wall,
         details={**_spread(own, their), **details},
+        device=device,
     )
 
 
@@ -177,9 +180,22 @@ def emit(
     peer: str | None = None,
     peer_value: float | None = None,
     details: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    less_is_better: bool = False,
 ) -> None:
-    """Prints one figure, more of which is better, as a line of JSON."""
-    ratio = None if not peer_value else value / peer_value
+    """Prints one figure as a line of JSON.
+
+    Args:
+        name: Name of the figure.
+        value: Ours.
+        unit: Of what.
+        peer: What to call the peer; None where there is none.
+        peer_value: The peer's.
+        details: Whatever else a reader needs to trust the figure.
+        device: What it ran on. Default: what TensorFlow sees.
+        less_is_better: Whether the ratio is the peer's over ours, for seconds or bytes. Default False.
+    """
+    ratio = None if not peer_value else peer_value / value if less_is_better else value / peer_value
     content = (
         name,
         _rounded(value),
@@ -187,7 +203,7 @@ def emit(
         peer,
         _rounded(peer_value),
         _rounded(ratio),
-        device_description(),
+        device or device_description(),
         {**dict(details or {}), "load_average": load_average(), "versions": versions()},
     )
     print(json.dumps(dict(zip(KEYS, content, strict=True)), ensure_ascii=False), flush=True)
@@ -232,7 +248,7 @@ def versions() -> dict[str, str]:
 @lru_cache
 def device_description() -> str:
     """The processor, the cores that this process may use, and the GPU that the runs are on."""
-    parts = [f"{_processor()}, {core_count()} cores"]
+    parts = [processor_description()]
     if os.environ.get("KERAS_BACKEND") == "jax":
         import jax
 
@@ -242,6 +258,11 @@ def device_description() -> str:
     for gpu in tf.config.get_visible_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     return "; ".join(parts)
+
+
+def processor_description() -> str:
+    """The processor, and the cores that this process may use."""
+    return f"{_processor()}, {core_count()} cores"
 
 
 def _processor() -> str:

@@ -1,0 +1,53 @@
+"""The benchmarks of attention run on tiny sizes, print lines of the contract and draw their figure."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "device", "details")
+
+
+def run(script: str, *arguments: str) -> dict[str, dict[str, Any]]:
+    """The lines of a script, run in a process of its own, by name."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    environment.pop("KERAS_BACKEND", None)
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    for line in lines:
+        assert tuple(line) == KEYS and line["value"] > 0 and line["device"]
+        if line["peer"] is not None:
+            value, peer = line["value"], line["peer_value"]
+            assert line["ratio"] == pytest.approx(peer / value if line["unit"] == "MiB" else value / peer, rel=1e-2)
+    return {line["name"]: line for line in lines}
+
+
+@pytest.mark.slow
+def test_attention_beside_keras(tmp_path: Path) -> None:
+    figure = tmp_path / "figures" / "growth.png"
+    sizes = ("--kernels", "chunked", "keras", "--max-length", "64", "--memory-limit", "4")
+    lines = run("attention.py", "--threads", "1", "--figure", str(figure), *sizes)
+    assert {f"attention.training_step.16.{length}" for length in (17, 33)} <= lines.keys()
+    assert {f"attention.chunked.{part}.132" for part in ("forward", "training_step")} <= lines.keys()
+    memory = lines["attention.growth.chunked.64.memory"]
+    assert memory["unit"] == "MiB" and memory["peer"] == "keras.layers.MultiHeadAttention"
+    assert memory["peer_value"] == lines["attention.growth.keras.64.memory"]["value"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
+def test_attention_on_jax() -> None:
+    lines = run("attention_accelerator.py", "--precision", "float32")
+    assert {f"attention.float32.layer.{kernel}.16.vs_keras.time" for kernel in ("exact", "chunked")} <= lines.keys()
+    assert {f"attention.float32.kernel.{kernel}.24.vs_formula.memory" for kernel in ("tiles", "fused")} <= lines.keys()
