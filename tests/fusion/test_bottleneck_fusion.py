@@ -67,6 +67,15 @@ def test_a_window_is_of_patches_alone():
     assert np.abs(first - to_numpy(whole(TEXT, patches).text)).max() > 1e-5, "patches do not"
 
 
+def test_a_step_in_half_precision_returns_a_cache_of_the_form_that_it_was_given():
+    fusion = build(dtype="mixed_bfloat16")
+    cache = fusion.init_cache(1, T, IMAGE)
+    output = fusion(TEXT[:, :1], causal=True, cache=cache, return_scores=True)
+    forms = [[(x.shape, x.dtype) for x in keras.tree.flatten(c) if x is not None] for c in (cache, output.cache)]
+    assert forms[0] == forms[1]
+    np.testing.assert_allclose(to_numpy(output.scores).sum(-1), 1.0, atol=1e-5)
+
+
 def test_no_bottleneck_is_refused():
     with pytest.raises(ConfigError, match="impossible num_bottlenecks"):
         BottleneckFusion(dim=D, num_heads=2, num_bottlenecks=0)
