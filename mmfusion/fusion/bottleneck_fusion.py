@@ -21,8 +21,7 @@ class BottleneckCache(NamedTuple):
 
     Attributes:
         text: Keys and values of the bottleneck and, behind them, of the text so far.
-        reads: ``float[B, H, K, P]``, attention of each bottleneck token to each patch, in the dtype that Keras casts a layer's
-            arguments to, so that a step returns the form that it was given.
+        reads: ``float32[B, H, K, P]``, attention of each bottleneck token to each patch.
     """
 
     text: BlockCache
@@ -154,8 +153,7 @@ class BottleneckFusion(Fusion):
         for index, block in enumerate(self.blocks):
             bottleneck, image, reads = self._read_image(index, bottleneck, image, image_mask, True, False)
             prefix = block.project_prefix(bottleneck)
-            room = block.init_cache(batch_size, max_length, prefix=prefix)
-            caches.append(BottleneckCache(room, ops.cast(reads, self.compute_dtype)))
+            caches.append(BottleneckCache(block.init_cache(batch_size, max_length, prefix=prefix), reads))
         return FusionCache(tuple(caches))
 
     def call(
@@ -198,7 +196,7 @@ class BottleneckFusion(Fusion):
                 text = both
             if return_scores:
                 asked = result.self_scores[:, :, count:] if wrote else result.self_scores
-                scores.append(renormalized(ops.matmul(asked[..., :count], ops.cast(reads, "float32"))))
+                scores.append(renormalized(ops.matmul(asked[..., :count], reads)))
         return FusionOutput(
             text=self.norm(text),
             image=None if image is None else self.image_norm(image),
