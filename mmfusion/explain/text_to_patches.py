@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,17 +55,17 @@ def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any,
         tape.watch([patches, text])
         with _looking(model.fusion) as looks:
             logit = tf.reduce_sum(model.match_tokens(patches, text, mask, training=False))
-    gradients = tape.gradient(logit, [scores for scores, _ in looks])
+    gradients = tape.gradient(logit, [look.output for look in looks])
     found = []
-    for (scores, itself), gradient in zip(looks, gradients, strict=True):
-        part = _text_to_patches(scores.shape, itself, length, count)
+    for look, gradient in zip(looks, gradients, strict=True):
+        part = _text_to_patches(look.scores.shape, look.itself, length, count)
         if part is not None and gradient is not None:
-            found.append((scores * tf.nn.relu(gradient))[part].numpy())
+            found.append((look.scores * tf.nn.relu(look.by_weight(gradient)))[part].numpy())
     if not found:
         raise ConfigError(
-            "text attends to no patch in one step here, or with a kernel that keeps no weights",
+            "text attends to no patch in one step here",
             where=model.name,
-            expected="fusion cross, co, gated or merged with kernel exact",
+            expected="fusion cross, co, gated or merged",
             found=type(model.fusion).__name__,
             fix='use method="attention" or "input"',
         )
@@ -101,37 +101,57 @@ def gradient_of_match_by_patches(model: ImageTextModel, images: Any, ids: Any, m
     return tf.reduce_sum(apart * tf.cast(gradient, tf.float32), axis=-1).numpy()
 
 
+class _Look(NamedTuple):
+    """One attention of a pass: ``output = scores · value``, head by head, before it is projected."""
+
+    scores: tf.Tensor
+    value: tf.Tensor
+    output: tf.Tensor
+    itself: bool
+
+    def by_weight(self, gradient: tf.Tensor) -> tf.Tensor:
+        """From the gradient by the output that by each weight, ``∂/∂A[h, t, s] = Σ_d ∂/∂output[t, h, d] · value[s, h, d]``.
+
+        By this product and not through the weights: no kernel needs to keep them.
+        """
+        heads, width = self.scores.shape[1], self.value.shape[-1]
+        gradient = tf.reshape(tf.cast(gradient, tf.float32), (*gradient.shape[:2], heads, width))
+        value = tf.repeat(tf.cast(self.value, tf.float32), heads // self.value.shape[2], axis=2)
+        return tf.einsum("bthd,bshd->bhts", gradient, value)
+
+
 @contextmanager
-def _looking(fusion: Any) -> Iterator[list[tuple[tf.Tensor, bool]]]:
-    """Collects the weights of all attention in a fusion as it runs, and whether it is self-attention."""
-    looks: list[tuple[tf.Tensor, bool]] = []
+def _looking(fusion: Any) -> Iterator[list[_Look]]:
+    """Collects what all attention in a fusion does as it runs."""
+    looks: list[_Look] = []
     layers = {id(layer): layer for layer in fusion._flatten_layers() if isinstance(layer, Attention)}
     with ExitStack() as stack:
         for layer in layers.values():
-            stack.enter_context(_asked_for_scores(layer, looks))
+            stack.enter_context(_watched(layer, looks))
         yield looks
 
 
 @contextmanager
-def _asked_for_scores(layer: Attention, looks: list[tuple[tf.Tensor, bool]]) -> Iterator[None]:
-    original = layer.call
-    signature = inspect.signature(original)
+def _watched(layer: Attention, looks: list[_Look]) -> Iterator[None]:
+    call, attend = layer.call, layer._attend
+    signature = inspect.signature(call)
+    itself = [False]
 
-    def call(*arguments: Any, **options: Any) -> Any:
-        bound = signature.bind(*arguments, **options)
-        asked = bound.arguments.get("return_scores", False)
-        bound.arguments["return_scores"] = True
-        result = original(*bound.args, **bound.kwargs)
-        looks.append((result.scores, bound.arguments.get("context") is None))
-        # As it is returned to who asks for neither scores nor a cache.
-        return result if asked else result.output
+    def watched_call(*arguments: Any, **options: Any) -> Any:
+        itself[0] = signature.bind(*arguments, **options).arguments.get("context") is None
+        return call(*arguments, **options)
 
-    # An instance's own attribute hides the method of its class, and Keras's tracking need not know.
-    layer.__dict__["call"] = call
+    def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
+        output, scores = attend(projected, True, training)
+        looks.append(_Look(scores, projected[2], output, itself[0]))
+        return output, scores if return_scores else None
+
+    # An instance's own attributes hide the methods of its class, and Keras's tracking need not know.
+    layer.__dict__.update(call=watched_call, _attend=watched_attend)
     try:
         yield
     finally:
-        del layer.__dict__["call"]
+        del layer.__dict__["call"], layer.__dict__["_attend"]
 
 
 def _text_to_patches(shape: Any, itself: bool, length: int, count: int) -> tuple[Any, ...] | None:

@@ -182,9 +182,15 @@ def test_what_cannot_be_asked_is_refused(images, tokenizer):
         localise(model, tokenizer, images, ["red"] * 2, sentences=["blue square"] * 2)
     with pytest.raises(ConfigError, match="no such layers"):
         localise(model, tokenizer, images, ["red"] * 2, layers=[5])
-    chunked = model_of(kernel="chunked")
-    with pytest.raises(ConfigError, match="keeps no weights"):
-        localise(chunked, tokenizer, images, ["red"] * 2, method="gradient")
+
+
+def test_the_gradient_by_attention_needs_no_kernel_that_keeps_weights(images, tokenizer):
+    ids, mask = tokenizer([SENTENCE])
+    exactly, chunked = (
+        gradient_of_match_by_attention(model_of(kernel=kernel), images[:1], ids, mask) for kernel in ("exact", "chunked")
+    )
+    assert exactly.max() > 0
+    np.testing.assert_allclose(chunked, exactly, atol=1e-6)
 
 
 def test_a_heat_map_is_drawn_over_its_picture(tmp_path):
