@@ -173,7 +173,7 @@ class Predictor:
             for row, read in zip(files, contents, strict=True):
                 for file, content in zip(row, read, strict=True):
                     check_image(file, content)
-            raise ExportError("the model refused the input", where=self.name, found=str(error).splitlines()[0]) from error
+            raise ExportError("the model refused the input", where=self.name, found=_reason(error)) from error
 
     def _files_of(self, images: Images) -> list[Image]:
         if isinstance(images, str | Path | bytes):
@@ -186,6 +186,13 @@ class Predictor:
     def _batches(self, inputs: dict[str, Sequence[Any]], count: int) -> Iterator[dict[str, Sequence[Any]]]:
         for start in range(0, count, self.batch_size):
             yield {name: values[start : start + self.batch_size] for name, values in inputs.items()}
+
+
+def _reason(error: Exception) -> str:
+    """The line of a graph's error that says what is wrong: an assertion's, else the first that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "assertion failed" in line.lower()] or lines[1:] or lines or [type(error).__name__]
+    return told[0][:300]
 
 
 def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
