@@ -101,7 +101,6 @@ class VisionTransformer(keras.layers.Layer):
         self.layer_scale = layer_scale
         self.kernel = kernel
         self.positions = positions
-        self.positions = positions
         self.block_options = dict(block_options or {})
         options = dict(self.block_options)
         if options.get("rotary") == "2d":
@@ -123,11 +122,6 @@ class VisionTransformer(keras.layers.Layer):
             **options,
         )
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
-
-    def _block_options(self) -> dict[str, Any]:
-        if self.block_options.get("rotary") != "2d":
-            return self.block_options
-        return {**self.block_options, "attention_options": {"grid": self.grid, **self.block_options.get("attention_options", {})}}
 
     @property
     def grid(self) -> tuple[int, int]:
