@@ -7,8 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import torch
+import pytest
 from gradients import to_numpy, value_and_gradients
+
+torch = pytest.importorskip("torch", reason="needs torch")
 
 
 def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:

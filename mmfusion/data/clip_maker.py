@@ -56,8 +56,8 @@ def make_clips(folder: str | Path, *, task: str = "motion", copies: int = 5, thi
         >>> from mmfusion.data import make_clips, read_jsonl
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> source = read_jsonl(make_clips(folder / "clips", copies=1, things=2))
-        >>> {split: len(rows) for split, rows in source.splits.items()}, source.splits["val"][0].captions
-        ({'train': 12, 'val': 12}, ('red apple moves left',))
+        >>> len(source.splits["train"]), len(source.splits["val"]), source.splits["val"][0].captions
+        (12, 12, ('red apple moves left',))
     """
     if task not in TASKS:
         raise ConfigError("unknown task", expected=" or ".join(TASKS), found=repr(task))

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from mmfusion.errors import ConfigError, DataError
 from mmfusion.explain.overlay import SPECIAL_TOKENS, attention_maps
-from mmfusion.explain.text_to_patches import gradient_of_match_by_attention, gradient_of_match_by_patches
-from mmfusion.models import ImageTextModel
 
 if TYPE_CHECKING:
+    from mmfusion.models import ImageTextModel
     from mmfusion.text import WordPieceTokenizer
 
 METHODS = ("attention", "similarity", "gradient", "input")
@@ -111,8 +110,12 @@ def localise(
     if method == "similarity":
         return Localisation(_normalised(_similarity(model, images, ids, mask)), score)
     if method == "input":
+        from mmfusion.explain.text_to_patches import gradient_of_match_by_patches
+
         return Localisation(_normalised(_on_grid(model, gradient_of_match_by_patches(model, images, ids, mask))), score)
     if method == "gradient":
+        from mmfusion.explain.text_to_patches import gradient_of_match_by_attention
+
         maps = _on_grid(model, gradient_of_match_by_attention(model, images, ids, mask))
     else:
         maps = np.asarray(model.attend(images, ids, mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ def serving_functions(
         holds a clip's frames. A model that translates has ``translate`` alone.
     """
 
+    # A function of its own: traced once, not once a signature.
+    @functools.partial(tf.function, autograph=False)
     def pictures(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         image = tf.TensorSpec(transform.shape, tf.float32)
         clip = Clip(image, tf.TensorSpec([transform.frames], tf.bool))

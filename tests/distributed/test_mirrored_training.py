@@ -52,10 +52,16 @@ def test_two_replicas_equal_one(steps, tmp_path):
     two_log, two = trained(tmp_path / "two", "mirrored", steps=steps)
     assert one_log["gradient_norm"] > 0.5, "nothing was clipped: the order of clipping and summing was not tried"
     for name, value in one_log.items():
-        if name not in ("kind", "time"):
-            np.testing.assert_allclose(two_log[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+        if name in ("kind", "time"):
+            continue
+        # Ranks among pictures that an untrained model hardly tells apart are rounding's to decide: they may differ by a picture or two.
+        ranks = name == "val_rsum" or name.startswith(("val_i2t_r", "val_t2i_r"))
+        tolerance = {"atol": 200 / BATCH} if ranks else {"rtol": 2e-5, "atol": 1e-6}
+        np.testing.assert_allclose(two_log[name], value, **tolerance, err_msg=name)
     assert set(one) == set(two)
     for name, value in one.items():
+        if name.endswith("key/bias"):
+            continue  # Softmax does not see it: its gradient is rounding alone, which Adam makes a whole step of.
         # Adam's first steps divide by the gradient's size: a gradient of rounding errors alone moves a weight by the whole rate.
         np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=5e-5, err_msg=name)
 
