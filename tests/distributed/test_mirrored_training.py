@@ -54,7 +54,7 @@ def test_two_replicas_equal_one(steps, tmp_path):
     for name, value in one_log.items():
         if name in ("kind", "time"):
             continue
-        # Ranks among pictures that an untrained model hardly tells apart are rounding's to decide: they may differ by a picture or two.
+        # Ranks among pictures that an untrained model hardly tells apart are rounding's to decide: a picture or two may differ.
         ranks = name == "val_rsum" or name.startswith(("val_i2t_r", "val_t2i_r"))
         tolerance = {"atol": 200 / BATCH} if ranks else {"rtol": 2e-5, "atol": 1e-6}
         np.testing.assert_allclose(two_log[name], value, **tolerance, err_msg=name)
