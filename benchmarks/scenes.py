@@ -6,12 +6,13 @@
 What was measured is kept in a folder, and what is there already is not trained again: several processes can share the work, each
 with some of the models, and one more without new ones draws the table and the figure.
 
-Drawn scenes (`mmfusion.data.draw_scenes`): a caption and its swap have the same words. Every model sees the same training scenes
-for as many steps; the test scenes have pairs of objects that training never had. A fusing model learns to tell a caption from its
-swap and from a caption with one other word. `choice` is how often the caption then beats its swap, `decision` how often each of
-the three is judged rightly by itself. `pointing` is how often the attention of an object's two words, summed over heads and over
-all layers but the last, has its maximum inside that object's box: the matching head reads [CLS] alone, so nothing reads, or
-trains, where other words look in the last layer (a style of one layer is measured by that).
+Drawn scenes (`mmfusion.data.draw_scenes`) on a grid of a patch a cell, so that it is the fusion that is asked, not the eye: a
+caption and its swap have the same words. Every model sees the same training scenes for as many steps; the test scenes have pairs
+of objects that training never had. A fusing model learns to score a caption above its swap and above a caption with one other
+word. `choice` is how often the caption then beats its swap, `words` how often it beats the one with the other word. `pointing` is
+how often the attention of an object's two words, summed over heads and over all layers but the last, has its maximum inside that
+object's box: the matching head reads [CLS] alone, so nothing reads, or trains, where other words look in the last layer (a style
+of one layer is measured by that).
 
 Three dual encoders stand beside them, with as many blocks: `dual` learns by contrast within the batch, where scenes of the same
 two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` sees the very
@@ -39,9 +40,9 @@ from mmfusion.losses import softmax_contrastive
 from mmfusion.models import ContrastiveHead, ImageTextModel, MatchingHead
 
 DUALS = ("dual", "dual_batch", "dual_negatives")
-SIZE, PATCH, DIM, HEADS, BATCH = 32, 8, 64, 4, 128
+SIZE, GRID, DIM, HEADS, BATCH = 32, 4, 64, 4, 64
+PATCH = SIZE // GRID
 SHOWN = 2
-PATCH_SHARE = 0.1
 CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
@@ -53,7 +54,7 @@ class Result(NamedTuple):
     Attributes:
         name: A style, or a dual encoder.
         choice: Share of test scenes whose caption beats its swap.
-        decision: Share of captions, swaps and others that are judged rightly by themselves; None for a dual encoder.
+        words: Share of test scenes whose caption beats the one with another word.
         pointing: Share of objects whose words point at them; None where there is no attention.
         parameters: Of the model.
         seconds: Of training.
@@ -61,7 +62,7 @@ class Result(NamedTuple):
 
     name: str
     choice: float
-    decision: float | None
+    words: float
     pointing: float | None
     parameters: int
     seconds: float
@@ -110,8 +111,7 @@ class SceneTask(keras.Model):
         if self.in_batch:
             scale = self.model.contrastive_head.scale
             return ops.mean(softmax_contrastive(y_pred[:, 0], y_pred[:, 1], scale, image_id=y, duplicates="ignore"))
-        labels = ops.cast(ops.broadcast_to(ops.array([1.0, 0.0, 0.0]), ops.shape(y_pred)), "float32")
-        return ops.mean(ops.binary_crossentropy(labels, y_pred, from_logits=True))
+        return ops.mean(ops.softplus(y_pred[:, 1:] - y_pred[:, :1]))
 
 
 def build(name: str) -> SceneTask:
@@ -168,7 +168,7 @@ def measure(name: str, task: SceneTask, scenes: DrawnScenes, seconds: float = 0.
     return Result(
         name=name,
         choice=float((scores[:, 0] > scores[:, 1]).mean()),
-        decision=None if dual else float(((scores > 0) == [True, False, False]).mean()),
+        words=float((scores[:, 0] > scores[:, 2]).mean()),
         pointing=None if dual else float(pointing_hits(attention_of(task, scenes), scenes).mean()),
         parameters=task.model.count_params(),
         seconds=seconds,
@@ -218,8 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains and measures what the arguments ask for; prints a line each, writes the table and the figure."""
     options = read_arguments(arguments)
     missing = [name for name in options.models if not (options.folder / f"{name}.json").is_file()]
-    test = draw_scenes(options.test_scenes, seed=options.seed + 2, pairs="held_out")
-    training = draw_scenes(options.scenes, seed=options.seed + 1, pairs="train") if missing else None
+    test = draw_scenes(options.test_scenes, seed=options.seed + 2, pairs="held_out", size=SIZE, grid=GRID)
+    training = draw_scenes(options.scenes, seed=options.seed + 1, pairs="train", size=SIZE, grid=GRID) if missing else None
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in missing:
         keras.utils.set_random_seed(options.seed)
@@ -268,13 +268,13 @@ def write_table(results: list[Result], path: Path, details: dict[str, Any], opti
     lines = [
         f"Made by `python benchmarks/scenes.py`: {details['steps']:,} steps of {details['batch']} scenes, {details['scenes']:,} "
         f"training scenes, {options.test_scenes:,} test scenes of pairs of objects that training never had, seed {options.seed}, "
-        f"Keras on {details['backend']}, {details['device']}. Chance: 50 % for choice, 67 % for decision (always no); the middle "
-        f"of a patch lies in an object's box for about {100 * PATCH_SHARE:.0f} % of the patches.",
+        f"Keras on {details['backend']}, {details['device']}. Chance: 50 % for choice and words, one patch in "
+        f"{GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
-        "| model | choice | decision | pointing | parameters |",
+        "| model | choice | words | pointing | parameters |",
         "|---|---|---|---|---|",
         *(
-            f"| `{row.name}` | {percent(row.choice)} | {percent(row.decision)} | {percent(row.pointing)} | {row.parameters:,} |"
+            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} |"
             for row in results
         ),
     ]

@@ -52,7 +52,7 @@ class DrawnScenes(NamedTuple):
     scene_id: np.ndarray
 
 
-def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all") -> DrawnScenes:
+def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all", grid: int | None = None) -> DrawnScenes:
     """Draws scenes: colours, shapes, relation, places, sizes and background are random; no two objects of a scene are alike.
 
     A caption and its swap have the same words, so a model that only notices which things are there cannot tell them apart.
@@ -62,6 +62,8 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
         seed: The same seed draws the same scenes. Default 0.
         size: Side of the pictures in pixels, S, at least 24. Default 32.
         pairs: Which pairs of objects occur: ``"train"`` leaves out one in five, ``"held_out"`` has no other. Default ``"all"``.
+        grid: Cells a side, at least 3 and of at least 6 pixels each: every object then lies inside a cell of its own, so that
+            patches of a cell's size hold it whole, and finding it is not a matter of seeing well. Default None: anywhere.
 
     Returns:
         The `DrawnScenes`.
@@ -78,6 +80,10 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
     if count < 1 or size < 24 or pairs not in ("train", "held_out", "all"):
         expected = "count of at least 1, size of at least 24, pairs train, held_out or all"
         raise ConfigError("impossible scenes", expected=expected, found=f"{count}, {size}, {pairs!r}")
+    if grid is not None and (grid < 3 or size % grid or size // grid < 6):
+        raise ConfigError(
+            "impossible grid", expected="at least 3 cells a side, each of 6 whole pixels or more", found=f"{grid} in {size}"
+        )
     random = np.random.default_rng(seed)
     kept = [pair for pair in _pairs() if pairs == "all" or _is_held_out(pair) == (pairs == "held_out")]
     images = np.empty((count, size, size, 3), np.uint8)
@@ -86,7 +92,7 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
     for row in range(count):
         first, second = kept[random.integers(len(kept))]
         relation = RELATIONS[random.integers(len(RELATIONS))]
-        boxes[row] = _place(random, size, relation)
+        boxes[row] = _place(random, size, relation) if grid is None else _place_in_cells(random, size // grid, grid, relation)
         images[row] = _draw(random, size, (first, second), boxes[row])
         captions.append(_caption(first, relation, second))
         swaps.append(_caption(second, relation, first))
@@ -151,6 +157,22 @@ def _place(random: np.random.Generator, size: int, relation: str) -> np.ndarray:
         across, along = np.abs(centres[0] - centres[1])[[0, 1] if relation in ("left", "right") else [1, 0]]
         if along >= sides.sum() / 2 + 1 and along > 1.5 * across:
             break
+    return _ordered(sides, corners, relation)
+
+
+def _place_in_cells(random: np.random.Generator, cell: int, grid: int, relation: str) -> np.ndarray:
+    """As `_place`, each box inside a cell of its own."""
+    while True:
+        cells = random.integers(0, grid, (2, 2))
+        across, along = np.abs(cells[0] - cells[1])[[0, 1] if relation in ("left", "right") else [1, 0]]
+        if along > across:
+            break
+    sides = random.integers(round(0.65 * cell), cell + 1, 2)
+    corners = cells * cell + np.stack([random.integers(0, cell - side + 1, 2) for side in sides])
+    return _ordered(sides, corners, relation)
+
+
+def _ordered(sides: np.ndarray, corners: np.ndarray, relation: str) -> np.ndarray:
     axis = 1 if relation in ("left", "right") else 0
     first_is_before = relation in ("left", "above")
     if (corners[0, axis] < corners[1, axis]) != first_is_before:

@@ -71,7 +71,8 @@ def attention_cost(
             before them.
         num_heads: Heads.
         num_key_value_heads: Heads of keys and values. Default: as many as heads.
-        kernel: See `mmfusion.layers.Attention`: ``"exact"`` keeps the weights, the others do not.
+        kernel: See `mmfusion.layers.Attention`: ``"exact"`` counts the weights, the others do not keep them. Nor does exact
+            attention where it runs in tiles (a processor) or fused (JAX, torch): there the count is an upper bound.
         window: W. Default 128.
         attention_dim: A. Default D.
         output_dim: Do. Default D.
