@@ -12,7 +12,7 @@ ON_JAX := $(addprefix tests/,layers fusion encoders losses models decoding)
 .PHONY: help quickstart test test-jax lint bench clean
 help:
 	@echo "make quickstart   set up, train on the built-in pictures, evaluate, draw, export, verify"
-	@echo "make test         set up and run the tests, on TensorFlow"
+	@echo "make test         set up and run the tests, on TensorFlow, and on JAX where it is installed"
 	@echo "make test-jax     the tests of what uses Keras alone, on JAX; SELECT=\"\" with those that are slow there"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        the benchmarks, one JSON line a figure"
@@ -40,6 +40,7 @@ quickstart: $(STAMP)
 test: $(VENV)/.tests
 	mkdir -p test-results
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs --durations=15 --junitxml=test-results/junit.xml
+	@if $(BIN)/python -c "import jax" 2>/dev/null; then $(MAKE) test-jax; else echo "JAX is not installed: make test-jax was not run"; fi
 
 test-jax: $(VENV)/.tests
 	mkdir -p test-results

@@ -187,6 +187,7 @@ def test_a_step_that_forgets_static_shapes_runs_in_graph(recurrent_model) -> Non
 class TestState:
     """The state follows its beam."""
 
+    @tensorflow_only
     def test_carried_equals_recomputed(self, recurrent_model) -> None:
         model = recurrent_model(vocabulary=7, batch_size=6, seed=10)
         options = {"batch_size": 6, "beam_size": 4, "max_tokens": 7, **model.ids}
@@ -207,6 +208,7 @@ class TestState:
         np.testing.assert_array_equal(carried.token_ids, recomputed.token_ids)
         np.testing.assert_allclose(carried.scores, recomputed.scores, rtol=1e-5)
 
+    @tensorflow_only
     def test_what_the_step_hands_back_untouched_is_not_moved(self, recurrent_model) -> None:
         model = recurrent_model(batch_size=2, seed=11)
         seen = []
@@ -250,6 +252,7 @@ class TestState:
         np.testing.assert_array_equal(wrapped.token_ids, beam_search(model.step, model.state(), **options).token_ids)
 
 
+@tensorflow_only  # elsewhere a loop is traced, so that its steps cannot be counted
 class TestStopping:
     """No step is computed for nothing, and what has ended stays."""
 

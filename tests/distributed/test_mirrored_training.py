@@ -46,8 +46,8 @@ def trained(folder: Path, strategy: str, *, steps: int) -> tuple[dict[str, float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 3])
-def test_two_replicas_equal_one(steps, tmp_path):
+def test_two_replicas_equal_one(tmp_path):
+    steps = 3
     one_log, one = trained(tmp_path / "one", "one", steps=steps)
     two_log, two = trained(tmp_path / "two", "mirrored", steps=steps)
     assert one_log["gradient_norm"] > 0.5, "nothing was clipped: the order of clipping and summing was not tried"

@@ -31,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 OPTIONS: dict[str, dict[str, Any]] = {
     "cross": {"direction": "both"},
     "bottleneck": {"num_bottlenecks": 2},
-    "qformer": {"num_queries": 4},
+    "qformer": {"num_queries": 4, "cross_every": 1},
     "resampler": {"num_latents": 4, "resampler_depth": 1},
 }
 TEXTS = ["a dog", "The man sits on the sand. " * 9]
@@ -51,9 +51,11 @@ def runs(folder) -> dict[str, LoadedRun]:
     for style in STYLES:
         for precision in PRECISIONS:
             name = f"{style}-{precision}"
-            fusion = {"style": style, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, **OPTIONS.get(style, {})}
+            fusion = {"style": style, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0, **OPTIONS.get(style, {})}
             train = {"monitor": "val_loss", "precision": precision}
-            path = untrained_run(folder / "runs" / name, fusion=fusion, train=train, decoding={"method": "greedy"})
+            path = untrained_run(
+                folder / "runs" / name, "matching", "captioning", fusion=fusion, train=train, decoding={"method": "greedy"}
+            )
             found[name] = load_run(path)
     return found
 
@@ -144,7 +146,7 @@ def test_an_export_answers_like_the_model(name, runs, answers, pictures):
     score = to_numpy(tf.sigmoid(run.model.match(pixels, ids, mask)))
     np.testing.assert_allclose(answers[f"{name}/match/score"], score, **tolerance)
     attention = to_numpy(run.model.attend(pixels, ids, mask))
-    assert attention.shape == (2, 2, 2, ids.shape[1], 3, 4)
+    assert attention.shape == (2, 1, 2, ids.shape[1], 3, 4)
     np.testing.assert_allclose(answers[f"{name}/attend/attention"], attention, **tolerance)
     written = run.model.caption(pixels)
     np.testing.assert_allclose(answers[f"{name}/caption/score"], to_numpy(written.scores), **tolerance)
