@@ -29,7 +29,7 @@ def untrained_run(folder: Path, *heads: str, **sections: dict) -> Path:
         "fusion": {"depth": 2, "num_heads": 4},
         "objective": {name: {} if name in heads else None for name in ("contrastive", "matching", "captioning")},
         "train": {"monitor": "val_loss"},
-        "evaluation": {"rerank_top_k": 4 if "matching" in heads else 0},
+        "evaluation": {"rerank_top_k": 4 if {"contrastive", "matching"} <= set(heads) else 0},
         "decoding": {"method": "beam", "beam_size": 2},
         **sections,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,9 +190,10 @@ class Predictor:
 
 
 def _reason(error: Exception) -> str:
-    """The line of a graph's error that says what is wrong: an assertion's, else the first that says anything."""
+    """What of a graph's error says what is wrong: the message of an assertion, else the first line that says anything."""
+    asserted = re.search(r"assertion failed: \[(.*?)\]", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "assertion failed" in line.lower()] or lines[1:] or lines or [type(error).__name__]
+    told = [asserted[1]] if asserted else lines[1:] or lines or [type(error).__name__]
     return told[0][:300]
 
 

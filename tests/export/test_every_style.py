@@ -31,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 OPTIONS: dict[str, dict[str, Any]] = {
     "cross": {"direction": "both"},
     "bottleneck": {"num_bottlenecks": 2},
-    "qformer": {"num_queries": 4, "cross_every": 1},
+    "qformer": {"num_queries": 4, "depth": 2},
     "resampler": {"num_latents": 4, "resampler_depth": 1},
 }
 TEXTS = ["a dog", "The man sits on the sand. " * 9]
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[str, LoadedRun]:
-    """Untrained runs, `style-precision`."""
+    """Untrained runs, `style-precision`; what a dual encoder does, no style changes."""
     # The same weights whatever ran before: near ties of untrained models are rounding's to decide.
     keras.utils.set_random_seed(0)
     found = {}
@@ -146,7 +146,7 @@ def test_an_export_answers_like_the_model(name, runs, answers, pictures):
     score = to_numpy(tf.sigmoid(run.model.match(pixels, ids, mask)))
     np.testing.assert_allclose(answers[f"{name}/match/score"], score, **tolerance)
     attention = to_numpy(run.model.attend(pixels, ids, mask))
-    assert attention.shape == (2, 1, 2, ids.shape[1], 3, 4)
+    assert attention.shape == (2, run.recipe.fusion.depth, 2, ids.shape[1], 3, 4)
     np.testing.assert_allclose(answers[f"{name}/attend/attention"], attention, **tolerance)
     written = run.model.caption(pixels)
     np.testing.assert_allclose(answers[f"{name}/caption/score"], to_numpy(written.scores), **tolerance)
