@@ -86,7 +86,8 @@ def serving_functions(
 
     def match(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens = tokenizer(text)
-        patches, patch_mask = model.encode_patches(*pictures(image_bytes), training=False)
+        images, image_mask = pictures(image_bytes)
+        patches, patch_mask = model.encode_patches(images, image_mask, training=False)
         words = model.text_encoder(tokens.token_ids, token_mask=tokens.token_mask, training=False)
         logits = model.match_tokens(patches, words, tokens.token_mask, training=False, patch_mask=patch_mask)
         answer = {"score": tf.sigmoid(logits)}
