@@ -113,7 +113,8 @@ def test_two_replicas_equal_one(name, runs, two_devices):
         np.testing.assert_allclose(two[figure], value, rtol=1e-4 if exact else 5e-2, atol=1e-5 if exact else 5e-2, err_msg=figure)
     scale = one["gradient_norm"]
     for path, gradient in gradients.items():
-        np.testing.assert_allclose(others[path] / scale, gradient / scale, atol=3e-5 if exact else 2e-2, err_msg=path)
+        # A gate's gradient is one sum over all tokens whose terms nearly cancel: their order shows in the fifth digit.
+        np.testing.assert_allclose(others[path] / scale, gradient / scale, atol=2e-4 if exact else 2e-2, err_msg=path)
 
 
 @pytest.fixture(scope="module")
