@@ -102,6 +102,9 @@ def localise(
     if not len(phrases) == len(sentences) == len(images):
         found = f"{len(images)} pictures, {len(phrases)} phrases, {len(sentences)} sentences"
         raise DataError("each picture needs a phrase", expected="as many of each", found=found)
+    # Here, since it imports TensorFlow, and naming this package should not.
+    from mmfusion.explain.text_to_patches import gradient_of_match_by_attention, gradient_of_match_by_patches
+
     ids, mask = tokenizer(sentences)
     tokens = _strings(tokenizer, ids)
     wanted = _strings(tokenizer, tokenizer(list(phrases)).token_ids)
@@ -110,12 +113,8 @@ def localise(
     if method == "similarity":
         return Localisation(_normalised(_similarity(model, images, ids, mask)), score)
     if method == "input":
-        from mmfusion.explain.text_to_patches import gradient_of_match_by_patches
-
         return Localisation(_normalised(_on_grid(model, gradient_of_match_by_patches(model, images, ids, mask))), score)
     if method == "gradient":
-        from mmfusion.explain.text_to_patches import gradient_of_match_by_attention
-
         maps = _on_grid(model, gradient_of_match_by_attention(model, images, ids, mask))
     else:
         maps = np.asarray(model.attend(images, ids, mask))

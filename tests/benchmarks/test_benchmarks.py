@@ -105,8 +105,8 @@ def test_without_torch_the_peers_are_null_and_it_says_what_to_install(script: st
 
 @pytest.mark.slow
 def test_xla_is_a_line_of_its_own() -> None:
-    lines, _ = run("training_step.py", "--batch-size", "3", "--steps", "1", "--ours", "xla", "--peers")
-    assert [line["name"] for line in lines] == ["training_step.float32.xla"]
+    lines, _ = run("training_step.py", "--batch-size", "3", "--steps", "1", "--ours", "graph", "xla", "--peers")
+    assert [line["name"] for line in lines] == ["training_step.float32.graph", "training_step.float32.xla"]
 
 
 @pytest.mark.slow

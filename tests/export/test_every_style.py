@@ -112,9 +112,10 @@ def test_two_replicas_equal_one(name, runs, two_devices):
     for figure, value in one.items():
         np.testing.assert_allclose(two[figure], value, rtol=1e-4 if exact else 5e-2, atol=1e-5 if exact else 5e-2, err_msg=figure)
     scale = one["gradient_norm"]
+    # Up to 3e-5 of the gradient's norm was seen with gated fusion, whose gates start closed; all else keeps within 1e-5.
+    tolerance = (1e-4 if name.startswith("gated") else 1e-5) if exact else 2e-2
     for path, gradient in gradients.items():
-        # A gate's gradient is one sum over all tokens whose terms nearly cancel: their order shows in the fifth digit.
-        np.testing.assert_allclose(others[path] / scale, gradient / scale, atol=2e-4 if exact else 2e-2, err_msg=path)
+        np.testing.assert_allclose(others[path] / scale, gradient / scale, atol=tolerance, err_msg=path)
 
 
 @pytest.fixture(scope="module")

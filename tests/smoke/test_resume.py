@@ -108,10 +108,11 @@ def test_killed_inside_an_epoch(uninterrupted, tmp_path):
     assert_equal_ends(run, uninterrupted)
 
 
-def test_asked_to_stop_it_saves_first(uninterrupted, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_first(sign, uninterrupted, tmp_path):
     run = tmp_path / "interrupted"
     # As recipes come: no checkpoint inside an epoch but by the clock, which is far off.
-    status, errors = stop_inside_an_epoch(run, signal.SIGINT, "train.checkpoint_every=null", progress=logged_step)
+    status, errors = stop_inside_an_epoch(run, sign, "train.checkpoint_every=null", progress=logged_step)
     assert status == 130, errors
     last = errors.strip().splitlines()[-1]
     step = checkpoint_step(run)
