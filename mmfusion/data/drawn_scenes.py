@@ -154,7 +154,7 @@ def _place(random: np.random.Generator, size: int, relation: str) -> np.ndarray:
         sides = random.integers(round(0.26 * size), round(0.36 * size) + 1, 2)
         corners = np.stack([random.integers(0, size - side + 1, 2) for side in sides])
         centres = corners + sides[:, None] / 2
-        across, along = np.abs(centres[0] - centres[1])[[0, 1] if relation in ("left", "right") else [1, 0]]
+        along, across = _apart(centres, relation)
         if along >= sides.sum() / 2 + 1 and along > 1.5 * across:
             break
     return _ordered(sides, corners, relation)
@@ -164,7 +164,7 @@ def _place_in_cells(random: np.random.Generator, cell: int, grid: int, relation:
     """As `_place`, each box inside a cell of its own."""
     while True:
         cells = random.integers(0, grid, (2, 2))
-        across, along = np.abs(cells[0] - cells[1])[[0, 1] if relation in ("left", "right") else [1, 0]]
+        along, across = _apart(cells, relation)
         if along > across:
             break
     sides = random.integers(round(0.65 * cell), cell + 1, 2)
@@ -172,8 +172,19 @@ def _place_in_cells(random: np.random.Generator, cell: int, grid: int, relation:
     return _ordered(sides, corners, relation)
 
 
+def _axis(relation: str) -> int:
+    """Of a (row, column) pair, the one that a relation is about."""
+    return 1 if relation in ("left", "right") else 0
+
+
+def _apart(points: np.ndarray, relation: str) -> np.ndarray:
+    """How far two (row, column) points lie apart, along the relation and across it."""
+    axis = _axis(relation)
+    return np.abs(points[0] - points[1])[[axis, 1 - axis]]
+
+
 def _ordered(sides: np.ndarray, corners: np.ndarray, relation: str) -> np.ndarray:
-    axis = 1 if relation in ("left", "right") else 0
+    axis = _axis(relation)
     first_is_before = relation in ("left", "above")
     if (corners[0, axis] < corners[1, axis]) != first_is_before:
         sides, corners = sides[::-1], corners[::-1]

@@ -133,4 +133,5 @@ def test_what_cannot_be_is_told(content, message):
 def test_sizes_are_recipes():
     for name in PRESETS:
         for size in SIZES.values():
-            recipe_from_dict(replaced(size, name))
+            recipe = recipe_from_dict(replaced(size, name))
+            assert recipe.model.image_encoder.dim == size["model"]["image_encoder"]["dim"]

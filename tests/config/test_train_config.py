@@ -38,4 +38,4 @@ def test_what_does_not_go_together(objective, message):
 
 
 def test_a_queue_is_optional():
-    recipe_from_dict({"objective": {"momentum": {"queue_size": 0}}})
+    assert recipe_from_dict({"objective": {"momentum": {"queue_size": 0}}}).objective.momentum.queue_size == 0
