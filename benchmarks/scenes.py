@@ -7,16 +7,15 @@ What was measured is kept in a folder, and what is there already is not trained 
 with some of the models, and one more without new ones draws the table and the figure.
 
 Drawn scenes (`mmfusion.data.draw_scenes`) on a grid of a patch a cell, so that it is the fusion that is asked, not the eye: a
-caption and its swap have the same words. Every model sees the same training scenes for as many steps; the test scenes have pairs
-of objects that training never had. A fusing model learns to score a caption above its swap and above a caption with one other
-word. `choice` is how often the caption then beats its swap, `words` how often it beats the one with the other word. `pointing` is
-how often the attention of an object's two words, summed over heads and over all layers but the last, has its maximum inside that
-object's box: the matching head reads [CLS] alone, so nothing reads, or trains, where other words look in the last layer (a style
-of one layer is measured by that).
+caption and its swap have the same words. Every model sees the same training scenes; the test scenes have pairs of objects that
+training never had. A fusing model learns to say the captions, one word after the other, and nothing else: no
+swap is shown to it. How well a text fits a picture is how likely the model would say it. `choice` is how often the caption then
+beats its swap, `words` how often it beats a caption with one other word. `pointing` is how often the attention of an object's
+two words, summed over heads and layers, has its maximum inside that object's box.
 
 Three dual encoders stand beside them, with as many blocks: `dual` learns by contrast within the batch, where scenes of the same
-two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` sees the very
-captions that the fusing styles see.
+two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` learns each
+caption beside its swap and beside one with another word, which no other model is given.
 """
 
 from __future__ import annotations
@@ -36,15 +35,24 @@ from keras import ops
 from mmfusion.data.drawn_scenes import MAX_TOKENS, VOCABULARY, DrawnScenes, draw_scenes
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.fusion import STYLES
-from mmfusion.losses import softmax_contrastive
-from mmfusion.models import ContrastiveHead, ImageTextModel, MatchingHead
+from mmfusion.losses import captioning_loss, softmax_contrastive
+from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel
 
 DUALS = ("dual", "dual_batch", "dual_negatives")
 SIZE, GRID, DIM, HEADS, BATCH = 32, 4, 64, 4, 64
 PATCH = SIZE // GRID
 SHOWN = 2
+START, END = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 CANDIDATES = ("token_ids", "swap_ids", "other_ids")
-OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
+DEPTH = 2
+# Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later still
+# where the text sees the image through a few tokens.
+LONGER = {"merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3}
+OPTIONS: dict[str, dict[str, Any]] = {
+    # Its text sees in a layer what the queries read of the image in those before: one more than the others need.
+    "qformer": {"cross_every": 1, "num_queries": 16, "depth": DEPTH + 1},
+    "resampler": {"num_latents": 16},
+}
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
 
 
@@ -69,66 +77,108 @@ class Result(NamedTuple):
 
 
 class SceneTask(keras.Model):
-    """A model with what it is trained on: a caption told from its swap and from another, or from captions of its batch.
+    """A model with what it learns from scenes, and how well it finds that a text fits.
 
     Args:
-        model: An `ImageTextModel` with a matching or a contrastive head.
-        in_batch: Whether it contrasts captions of the batch alone: ``"same"`` leaves out scenes of the same objects, ``"all"``
-            does not. Default None: it does not contrast.
+        model: The model.
     """
 
-    def __init__(self, model: ImageTextModel, *, in_batch: str | None = None) -> None:
+    def __init__(self, model: ImageTextModel) -> None:
         super().__init__()
         self.model = model
-        self.in_batch = in_batch
 
     def build(self, input_shape: Any = None) -> None:
         """The model is built already."""
         self.built = True
 
-    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
-        """``float32[B, 3]``: scores of caption, swap and other; of a model that contrasts within the batch, both embeddings."""
-        model, mask = self.model, inputs["token_mask"]
-        patches = model.image_encoder(inputs["image"], training=training)
-        if self.in_batch:
-            text = model.encode_text(inputs["token_ids"], mask, training=training)
-            return ops.stack([model.embed_patches(patches, training=training), text], axis=1)
-        return ops.stack([self.score(patches, inputs[ids], mask, training) for ids in CANDIDATES], axis=1)
+    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
+        """``float32[B]``, higher where a text fits its picture better."""
+        raise NotImplementedError
 
-    def score(self, patches: Any, token_ids: Any, mask: Any, training: bool | None) -> Any:
-        """``float32[B]``, how well texts fit pictures."""
-        model = self.model
-        if model.matching_head is not None:
-            text = model.text_encoder(token_ids, token_mask=mask, training=training)
-            return model.match_tokens(patches, text, mask, training=training)
-        image, text = model.embed_patches(patches), model.encode_text(token_ids, mask, training=training)
-        return ops.sum(image * text, axis=-1) * model.contrastive_head.scale + model.contrastive_head.bias
+
+class Captioner(SceneTask):
+    """Learns to say captions; a text fits as well as it would be said."""
+
+    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """``float32[B, T - 1, V]``: scores of each next word of the caption."""
+        return self.logits(inputs, inputs["token_ids"], training)
+
+    def logits(self, inputs: dict[str, Any], token_ids: Any, training: bool | None) -> Any:
+        """Scores of each next word of a text."""
+        patches = self.model.image_encoder(inputs["image"], training=training)
+        return self.model.caption_logits(patches, token_ids[:, :-1], inputs["token_mask"][:, :-1], training=training)
+
+    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
+        """``log p(text | image)``."""
+        logits = self.logits(inputs, token_ids, training)
+        return -captioning_loss(logits, token_ids[:, 1:], inputs["token_mask"][:, 1:]).loss_sum
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean loss of a batch; `y` is the scene's id."""
-        if self.in_batch:
-            scale = self.model.contrastive_head.scale
-            return ops.mean(softmax_contrastive(y_pred[:, 0], y_pred[:, 1], scale, image_id=y, duplicates="ignore"))
-        return ops.mean(ops.softplus(y_pred[:, 1:] - y_pred[:, :1]))
+        """Mean cross-entropy of the words of a batch."""
+        loss = captioning_loss(y_pred, x["token_ids"][:, 1:], x["token_mask"][:, 1:])
+        return ops.sum(loss.loss_sum) / ops.cast(ops.sum(loss.tokens), "float32")
+
+
+class DualEncoder(SceneTask):
+    """Learns to embed a picture near its caption: nearer than others of its batch, or than its swap and another caption.
+
+    Args:
+        model: A model with a contrastive head.
+        negatives: ``"batch"``, or ``"candidates"``: the swap and the other caption of each scene.
+    """
+
+    def __init__(self, model: ImageTextModel, *, negatives: str) -> None:
+        super().__init__(model)
+        self.negatives = negatives
+
+    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """Both embeddings, or how well the three texts of each scene fit."""
+        if self.negatives == "candidates":
+            return ops.stack([self.fit_of_text(inputs, inputs[ids], training) for ids in CANDIDATES], axis=1)
+        return ops.stack(self.embeddings(inputs, inputs["token_ids"], training), axis=1)
+
+    def embeddings(self, inputs: dict[str, Any], token_ids: Any, training: bool | None) -> tuple[Any, Any]:
+        """``float32[B, E]`` each, of pictures and texts."""
+        image = self.model.encode_image(inputs["image"], training=training)
+        return image, self.model.encode_text(token_ids, inputs["token_mask"], training=training)
+
+    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
+        """Cosine, scaled as it was learned."""
+        image, text = self.embeddings(inputs, token_ids, training)
+        head = self.model.contrastive_head
+        return ops.sum(image * text, axis=-1) * head.scale + head.bias
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The mean loss of a batch; scenes of the same number in `y` are no negatives of each other."""
+        if self.negatives == "candidates":
+            return ops.mean(ops.softplus(y_pred[:, 1:] - y_pred[:, :1]))
+        scale = self.model.contrastive_head.scale
+        return ops.mean(softmax_contrastive(y_pred[:, 0], y_pred[:, 1], scale, image_id=y, duplicates="ignore"))
 
 
 def build(name: str) -> SceneTask:
     """The model of a name, with fresh weights."""
     dual = name in DUALS
-    # A dual encoder gets the fusion's blocks for its towers.
-    depth = 3 if dual else 1
+    # A dual encoder gets the blocks of the fusion for its towers. Patches of a fusing model hold what lies in them and nothing
+    # else, so that what brings an object and its place together is the fusion.
     model = ImageTextModel(
-        image_encoder=VisionTransformer(image_size=SIZE, patch_size=PATCH, dim=DIM, depth=depth, num_heads=HEADS),
-        text_encoder=TextTransformer(
-            vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=depth, num_heads=HEADS
+        image_encoder=VisionTransformer(
+            image_size=SIZE, patch_size=PATCH, dim=DIM, depth=3 if dual else 0, num_heads=HEADS, positions="sinusoidal"
         ),
-        fusion=None if dual else STYLES[name](dim=DIM, depth=2, num_heads=HEADS, **OPTIONS.get(name, {})),
+        text_encoder=TextTransformer(
+            vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=3 if dual else 1, num_heads=HEADS
+        ),
+        fusion=None if dual else STYLES[name](**{"dim": DIM, "depth": DEPTH, "num_heads": HEADS, **OPTIONS.get(name, {})}),
         contrastive_head=ContrastiveHead(embedding_dim=DIM) if dual else None,
-        matching_head=None if dual else MatchingHead(),
+        captioning_head=None if dual else CaptioningHead(start_id=START, end_id=END),
     )
-    return SceneTask(model, in_batch={"dual": "same", "dual_batch": "all"}.get(name))
+    if dual:
+        return DualEncoder(model, negatives="candidates" if name == "dual_negatives" else "batch")
+    return Captioner(model)
 
 
 def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
@@ -142,47 +192,57 @@ def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
     }
 
 
-def train(task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, learning_rate: float = 1e-3) -> float:
-    """Trains for so many steps and says how many seconds it took."""
+def train(
+    task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, learning_rate: float = 2e-3, ids: np.ndarray | None = None
+) -> float:
+    """Trains for so many steps and says how many seconds it took; scenes of the same number in `ids` are no negatives."""
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=max(steps // 10, 1)
     )
-    task.compile(optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0), jit_compile="auto")
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0)
+    task.compile(optimizer=optimizer, jit_compile="auto")
     inputs, started = inputs_of(scenes), time.perf_counter()
-    ids = same_objects(scenes) if task.in_batch == "same" else scenes.scene_id
+    ids = scenes.scene_id if ids is None else ids
     random, count, done = np.random.default_rng(seed), len(scenes.images), 0
     # Whole epochs of Keras would not end at a step.
     while done < steps:
         rows = random.permutation(count)[: min(count // BATCH, steps - done) * BATCH]
         part = {name: values[rows] for name, values in inputs.items()}
-        task.fit(part, ids[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
+        loss = task.fit(part, ids[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0).history["loss"][0]
         done += len(rows) // BATCH
+        print(f"step {done}/{steps}, loss {loss:.3f}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return time.perf_counter() - started
 
 
 def measure(name: str, task: SceneTask, scenes: DrawnScenes, seconds: float = 0.0) -> Result:
     """Scores of a trained model on scenes."""
-    judge = SceneTask(task.model)
-    scores = judge.predict(inputs_of(scenes), batch_size=256, verbose=0)
-    dual = name in DUALS
+    scores = fits_of(task, scenes)
     return Result(
         name=name,
         choice=float((scores[:, 0] > scores[:, 1]).mean()),
         words=float((scores[:, 0] > scores[:, 2]).mean()),
-        pointing=None if dual else float(pointing_hits(attention_of(task, scenes), scenes).mean()),
+        pointing=None if name in DUALS else float(pointing_hits(attention_of(task, scenes), scenes).mean()),
         parameters=task.model.count_params(),
         seconds=seconds,
     )
 
 
+def fits_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarray:
+    """How well caption, swap and other fit: ``float32[N, 3]``."""
+    inputs, fits = inputs_of(scenes), []
+    for start in range(0, len(scenes.images), batch):
+        part = {name: values[start : start + batch] for name, values in inputs.items()}
+        fits.append(np.stack([ops.convert_to_numpy(task.fit_of_text(part, part[ids])) for ids in CANDIDATES], axis=1))
+    return np.concatenate(fits)
+
+
 def attention_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarray:
-    """Where the two words of each object look, summed over heads and layers but the last: ``float32[N, 2, rows, cols]``."""
+    """Where the two words of each object look, summed over heads and layers: ``float32[N, 2, rows, cols]``."""
     inputs, maps = inputs_of(scenes), []
     for start in range(0, len(scenes.images), batch):
         rows = slice(start, start + batch)
         scores = task.model.attend(inputs["image"][rows], inputs["token_ids"][rows], inputs["token_mask"][rows])
-        read = scores[:, :-1] if scores.shape[1] > 1 else scores
-        words = ops.convert_to_numpy(ops.sum(ops.cast(read, "float32"), axis=(1, 2)))
+        words = ops.convert_to_numpy(ops.sum(ops.cast(scores, "float32"), axis=(1, 2)))
         places = scenes.object_places[rows]
         maps.append(words[np.arange(len(words))[:, None, None], places].sum(axis=2))
     return np.concatenate(maps)
@@ -194,8 +254,8 @@ def pointing_hits(maps: np.ndarray, scenes: DrawnScenes) -> np.ndarray:
     best = maps.reshape(count, objects, -1).argmax(axis=-1)
     row, column = (np.stack(np.divmod(best, columns)) + 0.5) * PATCH
     top, left, bottom, right = np.moveaxis(scenes.boxes, -1, 0)
-    flat = np.ptp(maps.reshape(count, objects, -1), axis=-1) > 0
-    return (row >= top) & (row < bottom) & (column >= left) & (column < right) & flat
+    peaked = np.ptp(maps.reshape(count, objects, -1), axis=-1) > 0
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right) & peaked
 
 
 def same_objects(scenes: DrawnScenes) -> np.ndarray:
@@ -224,10 +284,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name in missing:
         keras.utils.set_random_seed(options.seed)
         task = build(name)
-        result = measure(name, task, test, train(task, training, steps=options.steps, seed=options.seed))
+        ids = same_objects(training) if name == "dual" else None
+        print(f"== {name}", file=sys.stderr)
+        steps = options.steps * LONGER.get(name, 1)
+        result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed, ids=ids))
         if name not in DUALS:
             np.save(options.folder / f"{name}.npy", attention_of(task, _first(test, SHOWN)))
-        details = {"steps": options.steps, "batch": BATCH, "scenes": options.scenes, "backend": keras.backend.backend()}
+        details = {"steps": steps, "batch": BATCH, "scenes": options.scenes, "backend": keras.backend.backend()}
         kept = {"result": result._asdict(), "details": {**details, "device": device_description()}}
         (options.folder / f"{name}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         emit(f"scenes.{name}.choice", 100 * result.choice, "%", peer="chance", peer_value=50.0, details=kept)
@@ -235,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     shown = {name: np.load(path) for name in options.models if (path := options.folder / f"{name}.npy").is_file()}
     results = [Result(**row["result"]) for row in kept]
     if options.docs != "none":
-        write_table(results, Path(options.docs), kept[0]["details"], options)
+        write_table(results, Path(options.docs), [row["details"] for row in kept], options)
     if options.figure != "none" and shown:
         draw_attention(shown, _first(test, SHOWN), Path(options.figure))
 
@@ -245,7 +308,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     names = [*DUALS, *STYLES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=names, choices=names)
-    parser.add_argument("--steps", type=int, default=2500, help="steps of training")
+    parser.add_argument("--steps", type=int, default=2500, help="steps of training; some styles get two or three times as many")
     parser.add_argument("--scenes", type=int, default=12_000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -256,26 +319,27 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _first(scenes: DrawnScenes, count: int) -> DrawnScenes:
-    return DrawnScenes(*(values[:count] for values in scenes))
+    return DrawnScenes(**{name: values[:count] for name, values in scenes._asdict().items()})
 
 
-def write_table(results: list[Result], path: Path, details: dict[str, Any], options: argparse.Namespace) -> None:
+def write_table(results: list[Result], path: Path, details: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """The table between the two marks of a page, what stands around it is kept."""
 
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.1f} %"
 
     lines = [
-        f"Made by `python benchmarks/scenes.py`: {details['steps']:,} steps of {details['batch']} scenes, {details['scenes']:,} "
-        f"training scenes, {options.test_scenes:,} test scenes of pairs of objects that training never had, seed {options.seed}, "
-        f"Keras on {details['backend']}, {details['device']}. Chance: 50 % for choice and words, one patch in "
+        f"Made by `python benchmarks/scenes.py`: {BATCH} scenes a step, {details[0]['scenes']:,} training scenes, "
+        f"{options.test_scenes:,} test scenes of pairs of objects that training never had, pictures of {SIZE} x {SIZE} pixels, seed "
+        f"{options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one patch in "
         f"{GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
-        "| model | choice | words | pointing | parameters |",
-        "|---|---|---|---|---|",
+        "| model | choice | words | pointing | parameters | steps |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} |"
-            for row in results
+            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} "
+            f"| {detail['steps']:,} |"
+            for row, detail in zip(results, details, strict=True)
         ),
     ]
     begin, end = "<!-- table -->", "<!-- end of table -->"

@@ -108,7 +108,7 @@ def read_figures(style: str, folder: Path) -> dict[str, Any]:
     run = load_run(folder)
     recipe, model = run.recipe, run.model
     report = json.loads((folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    validation = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    validation = [json.loads(line) for line in (folder / "logs" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     accuracies = [row["val_matching_accuracy"] for row in validation if row.get("val_matching_accuracy") is not None]
     rows, columns = model.image_encoder.grid
     cost = model.fusion.cost(recipe.text.max_tokens, rows * columns)
@@ -203,11 +203,12 @@ def write_table(rows: list[dict[str, Any]], path: Path, options: argparse.Namesp
             f"| {pair('t2i')} | {pair('reranked_t2i')} | {'–' if accuracy is None else f'{accuracy:.3f}'} "
             f"| {figures.get('cider_d', float('nan')):.2f} | {figures.get('bleu_4', float('nan')):.3f} |"
         )
-    images = max(meta["images"], 1)
+    images, candidates = max(meta["images"], 1), max(meta["rerank_top_k"], 1)
     lines += [
         "",
-        f"Chance: R@1 {100 / images:.2f} % and R@10 {1000 / images:.1f} % within the split alone; matching accuracy 0.667 for a "
-        "head that always says no (a true pair beside two near misses).",
+        f"Chance: R@1 {100 / images:.2f} % and R@10 {1000 / images:.1f} %; reranked, of candidates in any order, "
+        f"{100 / candidates:.1f} % and {min(1000 / candidates, 100):.0f} %; matching accuracy 0.667 for a head that always says "
+        "no (a true pair beside two near misses).",
         "",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
