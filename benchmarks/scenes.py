@@ -45,8 +45,8 @@ SHOWN = 2
 START, END = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 DEPTH = 2
-# Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later still
-# where the text sees the image through a few tokens.
+# Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
+# still where the text sees the image through a few tokens.
 LONGER = {"merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
     # Its text sees in a layer what the queries read of the image in those before: one more than the others need.
@@ -330,9 +330,9 @@ def write_table(results: list[Result], path: Path, details: list[dict[str, Any]]
 
     lines = [
         f"Made by `python benchmarks/scenes.py`: {BATCH} scenes a step, {details[0]['scenes']:,} training scenes, "
-        f"{options.test_scenes:,} test scenes of pairs of objects that training never had, pictures of {SIZE} x {SIZE} pixels, seed "
-        f"{options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one patch in "
-        f"{GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
+        f"{options.test_scenes:,} test scenes of pairs of objects that training never had, pictures of {SIZE} x {SIZE} pixels, "
+        f"seed {options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
+        f"patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
         "| model | choice | words | pointing | parameters | steps |",
         "|---|---|---|---|---|---|",
