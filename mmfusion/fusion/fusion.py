@@ -254,7 +254,7 @@ class Fusion(keras.layers.Layer):
         """The inputs of a call with zeros behind their masks; refuses what does not fit. Every style's call starts here."""
         if causal:
             self.check_causal()
-        check_tokens(text, "text", self.name, self.dim)
+        check_tokens(text, "text", self.name, self.dim, "dim")
         if cache is not None:
             if not causal:
                 raise ConfigError(
@@ -271,7 +271,7 @@ class Fusion(keras.layers.Layer):
 
     def checked_image(self, image: KerasTensor, image_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:
         """Image tokens with zeros behind their mask, and the mask; refuses what does not fit."""
-        check_tokens(image, "image", self.name, self.image_dim)
+        check_tokens(image, "image", self.name, self.image_dim, "image_dim")
         image_mask = getattr(image, "_keras_mask", None) if image_mask is None else image_mask
         image_mask = self._mask(image_mask, "image_mask", image, image.shape[1])
         return without_masked(image, image_mask), image_mask

@@ -34,8 +34,10 @@ def check_width(shape: Sequence[int | None], name: str, where: str) -> int:
     return int(shape[-1])
 
 
-def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None = None) -> None:
+def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None = None, width_option: str | None = None) -> None:
     """Refuses tokens that are not ``float[B, N, width]``; the arguments are those of `check_width`.
+
+    `width_option` is the constructor argument that sets the width, if one does.
 
     Raises:
         ConfigError: If rank, width or dtype is wrong.
@@ -56,7 +58,9 @@ def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None =
             where=where,
             expected=f"[batch, tokens, {width}]",
             found=list(tokens.shape),
-            fix="project it to that width, or use a layer of its own",
+            fix=f"build it with {width_option}={found}, or project {name} to {width}"
+            if width_option
+            else "project it to that width, or use a layer of its own",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -33,3 +34,34 @@ def test_pointing_is_the_middle_of_the_strongest_patch(scenes):
     maps[1] = maps[1, ::-1]
     # Of the third scene the maps are flat: nothing is pointed at.
     assert scenes.pointing_hits(maps, test).tolist() == [[True, True], [False, False], [False, False]]
+
+
+@pytest.fixture
+def small(scenes, monkeypatch):
+    """Nine cells instead of sixteen, so that a minute will do."""
+    monkeypatch.setattr(scenes, "SIZE", 24)
+    monkeypatch.setattr(scenes, "GRID", 3)
+    return scenes
+
+
+def trained(scenes, name: str, steps: int):
+    """What a model can do after so many steps."""
+    keras.utils.set_random_seed(0)
+    training, test = (
+        draw_scenes(count, seed=seed, pairs=pairs, size=24, grid=3)
+        for count, seed, pairs in ((6000, 1, "train"), (400, 2, "held_out"))
+    )
+    task = scenes.build(name)
+    ids = scenes.same_objects(training) if name == "dual" else None
+    scenes.train(task, training, steps=steps, ids=ids)
+    return scenes.measure(name, task, test)
+
+
+def test_cross_attention_tells_a_caption_from_its_swap_and_points_at_what_it_names(small):
+    result = trained(small, "cross", 1200)
+    assert result.choice > 0.9 and result.words > 0.9 and result.pointing > 0.8
+
+
+def test_a_dual_encoder_knows_the_words_and_not_their_order(small):
+    result = trained(small, "dual", 500)
+    assert result.words > 0.8 and 0.4 < result.choice < 0.6 and result.pointing is None
