@@ -47,7 +47,9 @@ CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 DEPTH = 2
 # Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
 # still where the text sees the image through a few tokens.
-LONGER = {"merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3}
+LONGER = {"late": 3, "merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3}
+# Where the image is read before any word is known, nothing but the image encoder can bring two objects together.
+IMAGE_BLOCKS = {"late": 1, "qformer": 1, "resampler": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     # Its text sees in a layer what the queries read of the image in those before: one more than the others need.
     "qformer": {"cross_every": 1, "num_queries": 16, "depth": DEPTH + 1},
@@ -163,11 +165,16 @@ class DualEncoder(SceneTask):
 def build(name: str) -> SceneTask:
     """The model of a name, with fresh weights."""
     dual = name in DUALS
-    # A dual encoder gets the blocks of the fusion for its towers. Patches of a fusing model hold what lies in them and nothing
-    # else, so that what brings an object and its place together is the fusion.
+    # A dual encoder gets the blocks of the fusion for its towers. Patches of most fusing models hold what lies in them and
+    # nothing else, so that what brings objects, places and words together is the fusion.
     model = ImageTextModel(
         image_encoder=VisionTransformer(
-            image_size=SIZE, patch_size=PATCH, dim=DIM, depth=3 if dual else 0, num_heads=HEADS, positions="sinusoidal"
+            image_size=SIZE,
+            patch_size=PATCH,
+            dim=DIM,
+            depth=3 if dual else IMAGE_BLOCKS.get(name, 0),
+            num_heads=HEADS,
+            positions="sinusoidal",
         ),
         text_encoder=TextTransformer(
             vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=3 if dual else 1, num_heads=HEADS
@@ -290,7 +297,14 @@ def main(arguments: list[str] | None = None) -> None:
         result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed, ids=ids))
         if name not in DUALS:
             np.save(options.folder / f"{name}.npy", attention_of(task, _first(test, SHOWN)))
-        details = {"steps": steps, "batch": BATCH, "scenes": options.scenes, "backend": keras.backend.backend()}
+        blocks = task.model.image_encoder.depth
+        details = {
+            "steps": steps,
+            "image_blocks": blocks,
+            "batch": BATCH,
+            "scenes": options.scenes,
+            "backend": keras.backend.backend(),
+        }
         kept = {"result": result._asdict(), "details": {**details, "device": device_description()}}
         (options.folder / f"{name}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         emit(f"scenes.{name}.choice", 100 * result.choice, "%", peer="chance", peer_value=50.0, details=kept)
@@ -334,11 +348,11 @@ def write_table(results: list[Result], path: Path, details: list[dict[str, Any]]
         f"seed {options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
         f"patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
-        "| model | choice | words | pointing | parameters | steps |",
-        "|---|---|---|---|---|---|",
+        "| model | choice | words | pointing | parameters | image blocks | steps |",
+        "|---|---|---|---|---|---|---|",
         *(
             f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} "
-            f"| {detail['steps']:,} |"
+            f"| {detail['image_blocks']} | {detail['steps']:,} |"
             for row, detail in zip(results, details, strict=True)
         ),
     ]
