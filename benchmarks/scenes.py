@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +48,9 @@ CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 DEPTH = 2
 # Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
 # still where the text sees the image through a few tokens.
-LONGER = {"late": 3, "merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3}
-# Where the image is read before any word is known, nothing but the image encoder can bring two objects together.
-IMAGE_BLOCKS = {"late": 1, "qformer": 1, "resampler": 1}
+LONGER = {"merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3, "recurrent": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
-    # Its text sees in a layer what the queries read of the image in those before: one more than the others need.
-    "qformer": {"cross_every": 1, "num_queries": 16, "depth": DEPTH + 1},
+    "qformer": {"cross_every": 1, "num_queries": 16},
     "resampler": {"num_latents": 16},
 }
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
@@ -165,14 +163,14 @@ class DualEncoder(SceneTask):
 def build(name: str) -> SceneTask:
     """The model of a name, with fresh weights."""
     dual = name in DUALS
-    # A dual encoder gets the blocks of the fusion for its towers. Patches of most fusing models hold what lies in them and
-    # nothing else, so that what brings objects, places and words together is the fusion.
+    # A dual encoder gets the blocks of the fusion for its towers. Patches of a fusing model hold what lies in them and nothing
+    # else, so that what brings objects, places and words together is the fusion.
     model = ImageTextModel(
         image_encoder=VisionTransformer(
             image_size=SIZE,
             patch_size=PATCH,
             dim=DIM,
-            depth=3 if dual else IMAGE_BLOCKS.get(name, 0),
+            depth=3 if dual else 0,
             num_heads=HEADS,
             positions="sinusoidal",
         ),
@@ -297,10 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed, ids=ids))
         if name not in DUALS:
             np.save(options.folder / f"{name}.npy", attention_of(task, _first(test, SHOWN)))
-        blocks = task.model.image_encoder.depth
         details = {
             "steps": steps,
-            "image_blocks": blocks,
             "batch": BATCH,
             "scenes": options.scenes,
             "backend": keras.backend.backend(),
@@ -348,11 +344,11 @@ def write_table(results: list[Result], path: Path, details: list[dict[str, Any]]
         f"seed {options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
         f"patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
-        "| model | choice | words | pointing | parameters | image blocks | steps |",
-        "|---|---|---|---|---|---|---|",
+        "| model | choice | words | pointing | parameters | steps |",
+        "|---|---|---|---|---|---|",
         *(
             f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} "
-            f"| {detail['image_blocks']} | {detail['steps']:,} |"
+            f"| {detail['steps']:,} |"
             for row, detail in zip(results, details, strict=True)
         ),
     ]
@@ -388,7 +384,7 @@ def draw_attention(maps: dict[str, np.ndarray], scenes: DrawnScenes, path: Path)
                 cell.add_patch(box)
                 first, last = scenes.object_places[index, number] - 1
                 cell.set_title(f"“{words[first]} {words[last]}”", fontsize=9)
-            cells[0].set_title(scenes.captions[index], fontsize=8)
+            cells[0].set_title(textwrap.fill(scenes.captions[index], 20), fontsize=8)
     for cell in axes.flat:
         cell.set_xticks([])
         cell.set_yticks([])
