@@ -48,7 +48,7 @@ CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 DEPTH = 2
 # Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
 # still where the text sees the image through a few tokens.
-LONGER = {"merged": 2, "bottleneck": 3, "qformer": 3, "resampler": 3, "recurrent": 3}
+LONGER = {"merged": 2, "bottleneck": 3, "resampler": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
     "qformer": {"cross_every": 1, "num_queries": 16},
     "resampler": {"num_latents": 16},
