@@ -18,9 +18,21 @@ def translate(
     from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
 
     quiet_tensorflow()
+    from mmfusion.config import load_recipe
+    from mmfusion.errors import ConfigError
     from mmfusion.export import load
 
     predictor = load(model)
+    data = load_recipe(model / "recipe.yaml").data
+    unknown = [language for language in to if language not in data.languages]
+    # Rows of other sources say in their own way into what they are translated.
+    if data.source == "builtin" and unknown:
+        raise ConfigError(
+            "the model has not learned to write this language",
+            where="--to",
+            expected=" or ".join(data.languages),
+            found=", ".join(unknown),
+        )
     for language in to:
         with native_notes_hidden():
             (answer,) = predictor.translate([image], [text], language)

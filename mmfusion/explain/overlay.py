@@ -202,7 +202,7 @@ def draw_heat(
         axes = figure.add_axes(place, label=name)
         show_image(axes, pixels)
         if name == "heat":
-            _lay_over(axes, maps, pixels.shape[:2], opacity, None)
+            _lay_over(axes, maps[None], pixels.shape[:2], opacity, None)
         if box is not None:
             (y, x), (end_y, end_x) = box[:2], box[2:]
             outline = [x, end_x, end_x, x, x], [y, y, end_y, end_y, y]
@@ -211,6 +211,7 @@ def draw_heat(
 
 
 def _lay_over(axes: Axes, heat: npt.NDArray[np.float64], size: tuple[int, ...], opacity: float, highest: float | None) -> None:
+    """Draws ``[frames, rows, cols]`` over frames of a size, side by side."""
     low, high = (float(np.min(heat)), float(np.max(heat))) if highest is None else (0.0, highest)
     strength = np.clip((heat - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(heat)
     smooth = np.concatenate([_enlarge(frame, size) for frame in strength], axis=1)

@@ -267,6 +267,9 @@ class Fusion(keras.layers.Layer):
         text_mask = getattr(text, "_keras_mask", None) if text_mask is None else text_mask
         text_mask = self._mask(text_mask, "text_mask", text, text.shape[1])
         image, image_mask = self.checked_image(image, image_mask)
+        sizes = text.shape[0], image.shape[0]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ConfigError("text and image differ in batch size", where=self.name, expected=sizes[0], found=sizes[1])
         return Streams(without_masked(text, text_mask), image, text_mask, image_mask)
 
     def checked_image(self, image: KerasTensor, image_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:

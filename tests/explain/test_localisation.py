@@ -197,6 +197,8 @@ def test_a_heat_map_is_drawn_over_its_picture(tmp_path):
     image, heat = np.zeros((32, 48, 3), "uint8"), np.zeros((2, 3))
     heat[1, 2] = 1.0
     figure = draw_heat(image, heat, tmp_path / "heat.png", title="red heart", box=(16, 32, 32, 48))
+    drawn = figure.axes[1].images[1]
+    assert drawn.get_array().shape == image.shape[:2] and drawn.get_extent() == figure.axes[1].images[0].get_extent()
     assert [axes.get_label() for axes in figure.axes] == ["image", "heat"]
     pixels = pictures.imread(tmp_path / "heat.png")[..., :3]
     height, width = pixels.shape[:2]

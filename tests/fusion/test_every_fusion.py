@@ -292,6 +292,7 @@ def test_what_drops_drops_in_training_alone(case):
     ({"text": TEXT[..., :4]}, r"text has another width .*found \[2, 5, 4\]"),
     ({"image": IMAGE[..., :4]}, r"image has another width .*found \[2, 6, 4\]"),
     ({"image": IMAGE[:, 0]}, "image is no stream of tokens"),
+    ({"image": IMAGE[:1], "image_mask": None}, "text and image differ in batch size .*expected 2, found 1"),
     ({"image": None}, "expected an image, or a cache made of one"),
     ({"text_mask": TEXT_MASK[:, :2]}, r"text_mask does not fit .*found \[2, 2\]"),
     ({"image_mask": IMAGE_MASK[..., None]}, "image_mask does not fit|image_mask .*found"),
