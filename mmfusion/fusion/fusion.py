@@ -274,6 +274,8 @@ class Fusion(keras.layers.Layer):
 
     def checked_image(self, image: KerasTensor, image_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:
         """Image tokens with zeros behind their mask, and the mask; refuses what does not fit."""
+        if not self.built:
+            raise ConfigError("the fusion has no weights yet", where=self.name, fix="call it once on a text and an image first")
         check_tokens(image, "image", self.name, self.image_dim, "image_dim")
         image_mask = getattr(image, "_keras_mask", None) if image_mask is None else image_mask
         image_mask = self._mask(image_mask, "image_mask", image, image.shape[1])

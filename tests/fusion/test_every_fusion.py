@@ -304,6 +304,14 @@ def test_what_does_not_fit_is_told_in_one_line(case, streams, message):
     assert "\n" not in str(caught.value) and case.fusion.name in str(caught.value)
 
 
+def test_a_cache_needs_weights(case):
+    only_plain(case)
+    fresh = type(case.fusion).from_config(case.fusion.get_config())
+    with pytest.raises(ConfigError, match="no weights yet .*call it once"):
+        fresh.init_cache(B, T, IMAGE)
+    assert fresh(TEXT, IMAGE).text.shape == (B, T, D)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"depth": 0}, "impossible depth"), ({"num_heads": 5}, "heads do not divide"), ({"dropout": 1.0}, "dropout"),
 ])  # fmt: skip

@@ -47,5 +47,5 @@ def test_nothing_left_to_train():
 
 
 def test_no_regular_expression():
-    with pytest.raises(ConfigError, match=r"train\.freeze.*expected regular expressions, found '\(a'"):
+    with pytest.raises(ConfigError, match=r"train\.freeze\]: expected regular expressions, found '\(a'"):
         recipe_from_dict({"train": {"freeze": ["(a"]}})
