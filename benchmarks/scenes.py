@@ -8,10 +8,10 @@ with some of the models, and one more without new ones draws the table and the f
 
 Drawn scenes (`mmfusion.data.draw_scenes`) on a grid of a patch a cell, so that it is the fusion that is asked, not the eye: a
 caption and its swap have the same words. Every model sees the same training scenes; the test scenes have pairs of objects that
-training never had. A fusing model learns to say the captions, one word after the other, and nothing else: no
-swap is shown to it. How well a text fits a picture is how likely the model would say it. `choice` is how often the caption then
-beats its swap, `words` how often it beats a caption with one other word. `pointing` is how often the attention of an object's
-two words, summed over heads and layers, has its maximum inside that object's box.
+training never had. A fusing model learns to say the captions, one word after the other, and nothing else: no swap is shown to
+it. How well a text fits a picture is how likely the model would say it. `choice` is how often the caption then beats its swap,
+`words` how often it beats a caption with one other word. `pointing` is how often the attention of an object's two words, summed
+over heads and layers, has its maximum inside that object's box.
 
 Three dual encoders stand beside them, with as many blocks: `dual` learns by contrast within the batch, where scenes of the same
 two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` learns each
@@ -39,20 +39,17 @@ from mmfusion.fusion import STYLES
 from mmfusion.losses import captioning_loss, softmax_contrastive
 from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel
 
-DUALS = ("dual", "dual_batch", "dual_negatives")
+# Dual encoders, and the captions that each holds its own against.
+DUALS = {"dual": "other_objects", "dual_batch": "batch", "dual_negatives": "candidates"}
 SIZE, GRID, DIM, HEADS, BATCH = 32, 4, 64, 4, 64
 PATCH = SIZE // GRID
 SHOWN = 2
 START, END = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 CANDIDATES = ("token_ids", "swap_ids", "other_ids")
-DEPTH = 2
 # Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
 # still where the text sees the image through a few tokens.
 LONGER = {"merged": 2, "bottleneck": 3, "resampler": 3}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "qformer": {"cross_every": 1, "num_queries": 16},
-    "resampler": {"num_latents": 16},
-}
+OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
 
 
@@ -91,9 +88,22 @@ class SceneTask(keras.Model):
         """The model is built already."""
         self.built = True
 
-    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
-        """``float32[B]``, higher where a text fits its picture better."""
+    def encode(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """The pictures as texts are compared with them."""
         raise NotImplementedError
+
+    def fit_of_text(self, image: Any, token_ids: Any, mask: Any, training: bool | None = None) -> Any:
+        """``float32[B]``, higher where a text fits its encoded picture better."""
+        raise NotImplementedError
+
+    def fits(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """How well caption, swap and other fit: ``float32[B, 3]``."""
+        image, mask = self.encode(inputs, training), inputs["token_mask"]
+        return ops.stack([self.fit_of_text(image, inputs[ids], mask, training) for ids in CANDIDATES], axis=1)
+
+    def pair_ids(self, scenes: DrawnScenes) -> np.ndarray:
+        """``int32[N]``; scenes of the same number are no negatives of each other."""
+        return scenes.scene_id
 
 
 class Captioner(SceneTask):
@@ -101,17 +111,19 @@ class Captioner(SceneTask):
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """``float32[B, T - 1, V]``: scores of each next word of the caption."""
-        return self.logits(inputs, inputs["token_ids"], training)
+        return self.logits(self.encode(inputs, training), inputs["token_ids"], inputs["token_mask"], training)
 
-    def logits(self, inputs: dict[str, Any], token_ids: Any, training: bool | None) -> Any:
+    def encode(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """``float32[B, P, D]``, patches."""
+        return self.model.image_encoder(inputs["image"], training=training)
+
+    def logits(self, patches: Any, token_ids: Any, mask: Any, training: bool | None) -> Any:
         """Scores of each next word of a text."""
-        patches = self.model.image_encoder(inputs["image"], training=training)
-        return self.model.caption_logits(patches, token_ids[:, :-1], inputs["token_mask"][:, :-1], training=training)
+        return self.model.caption_logits(patches, token_ids[:, :-1], mask[:, :-1], training=training)
 
-    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
+    def fit_of_text(self, image: Any, token_ids: Any, mask: Any, training: bool | None = None) -> Any:
         """``log p(text | image)``."""
-        logits = self.logits(inputs, token_ids, training)
-        return -captioning_loss(logits, token_ids[:, 1:], inputs["token_mask"][:, 1:]).loss_sum
+        return -captioning_loss(self.logits(image, token_ids, mask, training), token_ids[:, 1:], mask[:, 1:]).loss_sum
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -126,7 +138,8 @@ class DualEncoder(SceneTask):
 
     Args:
         model: A model with a contrastive head.
-        negatives: ``"batch"``, or ``"candidates"``: the swap and the other caption of each scene.
+        negatives: ``"batch"``; ``"other_objects"``: those of the batch that are not of the same two objects; ``"candidates"``:
+            the swap and the other caption of each scene.
     """
 
     def __init__(self, model: ImageTextModel, *, negatives: str) -> None:
@@ -136,24 +149,27 @@ class DualEncoder(SceneTask):
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Both embeddings, or how well the three texts of each scene fit."""
         if self.negatives == "candidates":
-            return ops.stack([self.fit_of_text(inputs, inputs[ids], training) for ids in CANDIDATES], axis=1)
-        return ops.stack(self.embeddings(inputs, inputs["token_ids"], training), axis=1)
+            return self.fits(inputs, training)
+        text = self.model.encode_text(inputs["token_ids"], inputs["token_mask"], training=training)
+        return ops.stack([self.encode(inputs, training), text], axis=1)
 
-    def embeddings(self, inputs: dict[str, Any], token_ids: Any, training: bool | None) -> tuple[Any, Any]:
-        """``float32[B, E]`` each, of pictures and texts."""
-        image = self.model.encode_image(inputs["image"], training=training)
-        return image, self.model.encode_text(token_ids, inputs["token_mask"], training=training)
+    def encode(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """``float32[B, E]``, embeddings."""
+        return self.model.encode_image(inputs["image"], training=training)
 
-    def fit_of_text(self, inputs: dict[str, Any], token_ids: Any, training: bool | None = None) -> Any:
+    def fit_of_text(self, image: Any, token_ids: Any, mask: Any, training: bool | None = None) -> Any:
         """Cosine, scaled as it was learned."""
-        image, text = self.embeddings(inputs, token_ids, training)
         head = self.model.contrastive_head
-        return ops.sum(image * text, axis=-1) * head.scale + head.bias
+        return ops.sum(image * self.model.encode_text(token_ids, mask, training=training), axis=-1) * head.scale + head.bias
+
+    def pair_ids(self, scenes: DrawnScenes) -> np.ndarray:
+        """Of scenes, or of the two objects in them."""
+        return same_objects(scenes) if self.negatives == "other_objects" else super().pair_ids(scenes)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean loss of a batch; scenes of the same number in `y` are no negatives of each other."""
+        """The mean loss of a batch; `y` is from `pair_ids`."""
         if self.negatives == "candidates":
             return ops.mean(ops.softplus(y_pred[:, 1:] - y_pred[:, :1]))
         scale = self.model.contrastive_head.scale
@@ -167,23 +183,16 @@ def build(name: str) -> SceneTask:
     # else, so that what brings objects, places and words together is the fusion.
     model = ImageTextModel(
         image_encoder=VisionTransformer(
-            image_size=SIZE,
-            patch_size=PATCH,
-            dim=DIM,
-            depth=3 if dual else 0,
-            num_heads=HEADS,
-            positions="sinusoidal",
+            image_size=SIZE, patch_size=PATCH, dim=DIM, depth=3 if dual else 0, num_heads=HEADS, positions="sinusoidal"
         ),
         text_encoder=TextTransformer(
             vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=3 if dual else 1, num_heads=HEADS
         ),
-        fusion=None if dual else STYLES[name](**{"dim": DIM, "depth": DEPTH, "num_heads": HEADS, **OPTIONS.get(name, {})}),
+        fusion=None if dual else STYLES[name](dim=DIM, depth=2, num_heads=HEADS, **OPTIONS.get(name, {})),
         contrastive_head=ContrastiveHead(embedding_dim=DIM) if dual else None,
         captioning_head=None if dual else CaptioningHead(start_id=START, end_id=END),
     )
-    if dual:
-        return DualEncoder(model, negatives="candidates" if name == "dual_negatives" else "batch")
-    return Captioner(model)
+    return DualEncoder(model, negatives=DUALS[name]) if dual else Captioner(model)
 
 
 def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
@@ -197,17 +206,15 @@ def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
     }
 
 
-def train(
-    task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, learning_rate: float = 2e-3, ids: np.ndarray | None = None
-) -> float:
-    """Trains for so many steps and says how many seconds it took; scenes of the same number in `ids` are no negatives."""
+def train(task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, learning_rate: float = 2e-3) -> float:
+    """Trains for so many steps and says how many seconds it took."""
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=max(steps // 10, 1)
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0)
     task.compile(optimizer=optimizer, jit_compile="auto")
     inputs, started = inputs_of(scenes), time.perf_counter()
-    ids = scenes.scene_id if ids is None else ids
+    ids = task.pair_ids(scenes)
     random, count, done = np.random.default_rng(seed), len(scenes.images), 0
     # Whole epochs of Keras would not end at a step.
     while done < steps:
@@ -237,7 +244,7 @@ def fits_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarra
     inputs, fits = inputs_of(scenes), []
     for start in range(0, len(scenes.images), batch):
         part = {name: values[start : start + batch] for name, values in inputs.items()}
-        fits.append(np.stack([ops.convert_to_numpy(task.fit_of_text(part, part[ids])) for ids in CANDIDATES], axis=1))
+        fits.append(ops.convert_to_numpy(task.fits(part)))
     return np.concatenate(fits)
 
 
@@ -289,18 +296,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in missing:
         keras.utils.set_random_seed(options.seed)
         task = build(name)
-        ids = same_objects(training) if name == "dual" else None
         print(f"== {name}", file=sys.stderr)
         steps = options.steps * LONGER.get(name, 1)
-        result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed, ids=ids))
+        result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed))
         if name not in DUALS:
             np.save(options.folder / f"{name}.npy", attention_of(task, _first(test, SHOWN)))
-        details = {
-            "steps": steps,
-            "batch": BATCH,
-            "scenes": options.scenes,
-            "backend": keras.backend.backend(),
-        }
+        details = {"steps": steps, "batch": BATCH, "scenes": options.scenes, "backend": keras.backend.backend()}
         kept = {"result": result._asdict(), "details": {**details, "device": device_description()}}
         (options.folder / f"{name}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         emit(f"scenes.{name}.choice", 100 * result.choice, "%", peer="chance", peer_value=50.0, details=kept)
@@ -329,7 +330,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _first(scenes: DrawnScenes, count: int) -> DrawnScenes:
-    return DrawnScenes(**{name: values[:count] for name, values in scenes._asdict().items()})
+    return DrawnScenes(*(values[:count] for values in scenes))
 
 
 def write_table(results: list[Result], path: Path, details: list[dict[str, Any]], options: argparse.Namespace) -> None:

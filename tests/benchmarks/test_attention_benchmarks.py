@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_scripts import run_script
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "device", "details")
 
 
 def run(script: str, *arguments: str) -> dict[str, dict[str, Any]]:
     """The lines of a script, run in a process of its own, by name."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-    environment.pop("KERAS_BACKEND", None)
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"} | {"JAX_PLATFORMS": "cpu"}
+    lines, _ = run_script(script, "--quick", *arguments, environment=environment)
     for line in lines:
         assert tuple(line) == KEYS and line["value"] > 0 and line["device"]
         if line["peer"] is not None:

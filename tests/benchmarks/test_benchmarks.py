@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import BENCHMARKS, run_script
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = (
     "data.image_size=32",
     "model.image_encoder.patch_size=8",
@@ -44,16 +42,13 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(script: str, *arguments: str, hide: tuple[str, ...] = (), folder: Path | None = None) -> tuple[list[dict[str, Any]], str]:
     """Runs a script in a process of its own; modules in `hide` cannot be imported there."""
     settings = [part for value in TINY for part in ("--set", value)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = dict(os.environ)
     if hide:
         assert folder is not None
         for name in hide:
             (folder / f"{name}.py").write_text("raise ImportError('hidden by the test')\n", encoding="utf-8")
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, str(BENCHMARKS / script), "--rounds", "2", "--device", "cpu", *settings, *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+    return run_script(script, "--rounds", "2", "--device", "cpu", *settings, *arguments, environment=environment)
 
 
 def check(lines: list[dict[str, Any]], *, peer: bool) -> None:

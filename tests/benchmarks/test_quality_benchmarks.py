@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from benchmark_scripts import run_script
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = (
     "data.image_size=24", "data.limit=64", "model.image_encoder.patch_size=12", "model.image_encoder.dim=16",
     "model.image_encoder.depth=1", "model.text_encoder.dim=16", "model.embedding_dim=8", "fusion.depth=1",
@@ -21,20 +16,13 @@ TINY = (
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, *arguments: str) -> list[dict[str, Any]]:
-    """What a script prints."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-
-
 def test_styles(tmp_path: Path) -> None:
     page = tmp_path / "styles.md"
     settings = [part for value in TINY for part in ("--set", value)]
     places = ("--folder", str(tmp_path / "runs"), "--docs", str(page))
-    (line,) = run("styles.py", "--styles", "late", *places, "--rounds", "1", "--steps", "1", "--device", "cpu", *settings)
+    (line,), _ = run_script(
+        "styles.py", "--styles", "late", *places, "--rounds", "1", "--steps", "1", "--device", "cpu", *settings
+    )
     details = line["details"]
     assert line["name"] == "styles.late.training_step" and details["steps"] == 4 and details["image_tokens"] == 4
     assert 0 <= details["matching_accuracy"] <= 1 and details["metrics"]["cider_d"] >= 0
@@ -46,7 +34,9 @@ def test_scenes(tmp_path: Path) -> None:
     page, figure = tmp_path / "scenes.md", tmp_path / "scenes.png"
     page.write_text("# Mine\n\n<!-- table -->\nold\n<!-- end of table -->\n\nkept\n", encoding="utf-8")
     places = ("--folder", str(tmp_path / "runs"), "--docs", str(page), "--figure", str(figure))
-    lines = run("scenes.py", "--models", "cross", "dual", "--steps", "2", "--scenes", "128", "--test-scenes", "8", *places)
+    lines, _ = run_script(
+        "scenes.py", "--models", "cross", "dual", "--steps", "2", "--scenes", "128", "--test-scenes", "8", *places
+    )
     assert [line["name"] for line in lines] == ["scenes.cross.choice", "scenes.dual.choice"]
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Mine") and text.endswith("kept\n") and "old" not in text

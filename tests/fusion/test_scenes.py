@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from benchmark_scripts import BENCHMARKS
 from gradients import tensorflow_only
 
 from mmfusion.data import draw_scenes
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = [pytest.mark.slow, tensorflow_only]
 
 
@@ -43,7 +42,7 @@ def trained(scenes, name: str, steps: int):
     training = draw_scenes(12_000, seed=1, pairs="train", grid=scenes.GRID)
     test = draw_scenes(400, seed=2, pairs="held_out", grid=scenes.GRID)
     task = scenes.build(name)
-    scenes.train(task, training, steps=steps, ids=scenes.same_objects(training) if name == "dual" else None)
+    scenes.train(task, training, steps=steps)
     return scenes.measure(name, task, test)
 
 
