@@ -47,11 +47,8 @@ def one_line(error: ValidationError, content: dict[str, Any], where: str) -> Con
         near = nearest_path(path)
         return ConfigError("unknown key", where=f"{where}: {path}", fix=_joined(near and f"did you mean {near}?", more))
     if problem["type"] == "value_error":
-        # A check of a section names the key first, a check of a key has no need to.
-        inner, colon, rest = str(problem["ctx"]["error"]).partition(": ")
-        if not colon:
-            inner, rest = "", inner
-        path = ".".join([*(str(part) for part in problem["loc"]), *([inner] if inner else [])])
+        inner, _, rest = str(problem["ctx"]["error"]).partition(": ")
+        path = ".".join([*(str(part) for part in problem["loc"]), inner])
         return ConfigError(f"impossible value [{where}: {path}]: {_joined(rest, more)}")
     place = _place(problem["loc"], content)
     fix = None

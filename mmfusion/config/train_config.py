@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmfusion.config.section import Section
 
@@ -162,12 +162,11 @@ class TrainConfig(Section):
     diagnostics: DiagnosticsConfig | None = Field(None, description="Looks at attention, gradients, modalities; none is off.")
     recovery: RecoveryConfig | None = Field(None, description="Goes back when the loss blows up; none ends the training.")
 
-    @field_validator("freeze")
-    @classmethod
-    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
+    @model_validator(mode="after")
+    def _patterns(self) -> TrainConfig:
+        for pattern in self.freeze:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"expected regular expressions, found {pattern!r} ({error})") from error
-        return patterns
+                raise ValueError(f"freeze: expected regular expressions, found {pattern!r} ({error})") from error
+        return self
