@@ -108,7 +108,7 @@ def read_figures(style: str, folder: Path) -> dict[str, Any]:
     run = load_run(folder)
     recipe, model = run.recipe, run.model
     report = json.loads((folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    validation = [json.loads(line) for line in (folder / "logs" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    validation = [json.loads(line) for line in run.folder.train_log.read_text(encoding="utf-8").splitlines()]
     accuracies = [row["val_matching_accuracy"] for row in validation if row.get("val_matching_accuracy") is not None]
     rows, columns = model.image_encoder.grid
     cost = model.fusion.cost(recipe.text.max_tokens, rows * columns)
