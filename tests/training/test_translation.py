@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
+from mmfusion.cli.translate import translate
 from mmfusion.config import recipe_from_dict
 from mmfusion.errors import ConfigError
 from mmfusion.evaluation.evaluator import Evaluator
@@ -47,6 +48,8 @@ def test_from_a_recipe_to_answers(tmp_path):
     # The source changes what is written, or how surely: it is read.
     same, other = (predictor.translate([example_image()], [text], "de")[0].score for text in ("red heart", "sleeping face"))
     assert same == pytest.approx(answers[0].score, abs=1e-5) and other != pytest.approx(same, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"not learned to write this language \[--to\]: expected .*de.*, found xx"):
+        translate(tmp_path / "run", tmp_path / "unread.png", "red heart", ["de", "xx"])
 
 
 def test_gradients_reach_the_reader_of_the_source():
