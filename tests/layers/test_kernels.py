@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -124,6 +127,28 @@ def test_half_precision(dtype, tolerance):
         np.testing.assert_allclose(one, two, atol=tolerance)
 
 
+LARGE_MEANS = {
+    "exact": (exact_attention, 1024, 250.0),  # whose tiles are taken where scores are more than 2 ** 18
+    "chunked": (lambda q, k, v: chunked_attention(q, k, v, None, 1024), 3000, 250.0),
+    "tiles of all": (lambda q, k, v: tiled_attention(q, k, v, None, Tile(None, None, None)), 3000, 250.0),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("kernel", "length", "mean"), LARGE_MEANS.values(), ids=LARGE_MEANS)
+def test_values_of_a_large_mean_in_half_precision(kernel, length, mean, dtype, tolerance):
+    rows = 300
+    query, key, value = (stream(1, 1, n, WIDTH, seed=seed) for seed, n in enumerate((rows, length, length)))
+    arrays = [ops.cast(x, dtype) for x in (0.2 * query, key, value + mean)]
+    q, k, v = (to_numpy(x).astype("float64") for x in arrays)
+    weights = np.exp(q @ k.swapaxes(-1, -2) / WIDTH**0.5)
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(to_numpy(kernel(*arrays)), weights @ v, rtol=tolerance)
+    _, gradients = value_and_gradients(lambda *x: ops.mean(ops.cast(kernel(*x), "float32")) * rows * WIDTH, arrays)
+    np.testing.assert_allclose(gradients[2], np.repeat(weights.sum(2)[..., None], WIDTH, axis=-1), rtol=4 * tolerance)
+    assert all(np.isfinite(x).all() for x in gradients)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
 def test_chunked_in_a_graph(compiled):
     mask = MASKS["causal keys"]
@@ -195,6 +220,59 @@ def test_memory_of_chunked_is_linear():
     assert limit < length**2
     largest = sizes(function)[0]
     assert largest[0] <= limit, largest
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_compiled_memory_of_chunked_is_linear(causal, differentiated):
+    import jax
+
+    def temporaries(kernel: Any, length: int) -> int:
+        mask = AttentionMask(last=causal_last(length, length), causal=True) if causal else None
+        function = lambda q, k, v: kernel(q, k, v, mask)  # noqa: E731
+        if differentiated:
+            forward, function = function, jax.grad(lambda *x: ops.sum(forward(*x) ** 2), argnums=(0, 1, 2))
+        heads = [jax.ShapeDtypeStruct((1, 1, length, 8), "float32")] * 3
+        return jax.jit(function).lower(*heads).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = (temporaries(lambda *x: chunked_attention(*x, 64), length) for length in (512, 1024))
+    assert long < 2.2 * short and long < 4 * 1024**2 / 4
+    assert temporaries(exact_attention, 1024) > 4 * 1024**2  # which shows that a matrix would be seen
+
+
+MEMORY_ON_TORCH = """
+import sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from mmfusion.layers.kernels import chunked_attention
+from mmfusion.layers.masks import AttentionMask, causal_last
+
+class Largest(TorchDispatchMode):
+    numel = 0
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        output = function(*arguments, **(options or {}))
+        for x in output if isinstance(output, (tuple, list)) else [output]:
+            self.numel = max(self.numel, x.numel() if isinstance(x, torch.Tensor) else 0)
+        return output
+
+for key_heads in (4, 2, 1):
+    for causal in (False, True):
+        mask = AttentionMask(last=causal_last(512, 512), causal=True) if causal else None
+        heads = [torch.randn(1, n, 512, 8, requires_grad=True) for n in (4, key_heads, key_heads)]
+        with Largest() as largest:
+            chunked_attention(*heads, mask, 64).sum().backward()
+        assert 4 * 512 * 8 <= largest.numel < 512 * 512, (key_heads, causal, largest.numel)
+"""
+
+
+@pytest.mark.slow
+@tensorflow_only  # once: it starts Keras on torch
+def test_memory_of_chunked_is_linear_on_torch():
+    pytest.importorskip("torch", reason='needs torch: pip install "mmfusion[parity]"')
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, "-c", MEMORY_ON_TORCH], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @tensorflow_only

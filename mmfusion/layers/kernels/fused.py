@@ -45,6 +45,12 @@ def fused_attention(
         # cuDNN broadcasts examples and heads alone.
         allowed = ops.broadcast_to(allowed, (*ops.shape(allowed)[:2], rows, length))
     flash = _flash(backend, allowed, rows, length, linear)
+    if linear and flash is False:
+        # Without a kernel Keras computes by the formula.
+        return None
+    if backend == "torch" and key.shape[1] == 1:
+        # Keras repeats heads that are shared but one, and for heads that differ in number torch computes by the formula.
+        key, value = (ops.repeat(x, query.shape[1], axis=1) for x in (key, value))
     query, key, value = (ops.swapaxes(x, 1, 2) for x in (query, key, value))
     try:
         output = ops.dot_product_attention(

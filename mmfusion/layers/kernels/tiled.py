@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import KerasTensor, ops
 
 from mmfusion.layers.kernels.tiling import MASKED, Tile, Tiling
@@ -63,6 +64,8 @@ def tiled_attention(
 def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: KerasTensor) -> Tensors:
     """Outputs, cut as the queries are, and the logarithm of each row's sum of exponentials."""
     masked = tiling.mask is not None or not tiling.columns.even
+    # A sum of many values passes what float16 holds where their mean does not; elsewhere the division can wait for the end.
+    narrow = keras.backend.standardize_dtype(values.dtype) == "float16"
 
     def of_group(_: Tensors, group: Tensors) -> tuple[Tensors, Tensors]:
         index, q, k, v = group
@@ -78,7 +81,10 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
                 new = highest if tiling.columns.whole else ops.maximum(top, highest)
                 weights = ops.exp(logits - new)
                 sums = ops.sum(weights, axis=-1, keepdims=True)
-                product = ops.cast(ops.matmul(ops.cast(weights, v.dtype), v), "float32")
+                if narrow:
+                    product = ops.cast(ops.matmul(ops.cast(weights / sums, v.dtype), v), "float32") * sums
+                else:
+                    product = ops.cast(ops.matmul(ops.cast(weights, v.dtype), v), "float32")
                 if tiling.columns.whole:
                     return (new, sums, product), ()
                 # Where all was masked so far, what was summed is of no key: it fades to 0 with the first that counts.
