@@ -137,7 +137,7 @@ class MultiImageEncoder(keras.layers.Layer):
                 found=list(images.shape),
                 fix="resize the images; pad what has fewer and mask what is padded",
             )
-        mask = checked_mask(image_mask, "image_mask", self.name, images.shape, self.max_images)
+        mask = checked_mask(image_mask, "image_mask", self.name, images.shape, self.max_images, ranks=(2,))
         images = ops.reshape(without_masked(images, mask), (-1, *expected[1:]))
         places = self.encoder.grid[0] * self.encoder.grid[1]
         tokens = ops.reshape(self.encoder(images, training=training), (-1, self.max_images, places, self.dim)) + self.number

@@ -119,7 +119,7 @@ class SourceImageEncoder(keras.layers.Layer):
                 found=sorted(images) if isinstance(images, dict) else type(images).__name__,
             )
         source_ids = ops.convert_to_tensor(images["source_ids"])
-        mask = checked_mask(image_mask, "image_mask", self.name, source_ids.shape, source_ids.shape[1])
+        mask = checked_mask(image_mask, "image_mask", self.name, source_ids.shape, source_ids.shape[1], ranks=(2,))
         patches = self.image_encoder(images["pixels"], training=training)
         source = self.text_encoder(source_ids, token_mask=mask, training=training)
         fused = self.fusion(source, patches, text_mask=mask, training=training).text

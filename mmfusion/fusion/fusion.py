@@ -282,12 +282,7 @@ class Fusion(keras.layers.Layer):
         return without_masked(image, image_mask), image_mask
 
     def _mask(self, mask: KerasTensor | None, name: str, tokens: KerasTensor, length: int | None) -> KerasTensor | None:
-        mask = checked_mask(mask, name, self.name, (tokens.shape[0], None), length)
-        if mask is not None and len(mask.shape) != 2:
-            raise ConfigError(
-                f"{name} does not fit the tokens", where=self.name, expected="bool[batch, tokens]", found=list(mask.shape)
-            )
-        return mask
+        return checked_mask(mask, name, self.name, tokens.shape, length, ranks=(2,))
 
     def get_config(self) -> dict[str, Any]:
         """The common arguments; a style adds its own."""

@@ -48,7 +48,8 @@ class AttentionPooling(keras.layers.Layer):
         of ``float32[B, H, num_queries, N]``.
 
     Raises:
-        ConfigError: If the heads do not divide the width, or rank, width or dtype of tokens or mask is wrong.
+        ConfigError: If a size is impossible, the heads do not divide the width, or rank, width or dtype of tokens or mask is
+            wrong.
 
     Example:
         >>> import numpy as np
@@ -88,6 +89,8 @@ class AttentionPooling(keras.layers.Layer):
         for name, size in (("num_queries", num_queries), ("dim", dim)):
             if size is not None and size < 1:
                 raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+        if mlp_ratio is not None and mlp_ratio <= 0:
+            raise ConfigError("impossible mlp_ratio", where=self.name, expected="more than 0, or None", found=mlp_ratio)
         self.attention = Attention(
             num_heads=num_heads, kernel=kernel, dropout=attention_dropout, dtype=self.dtype_policy, name="attention"
         )
@@ -129,6 +132,8 @@ class AttentionPooling(keras.layers.Layer):
     ) -> KerasTensor | AttentionOutput:
         """Pools; see the class."""
         check_tokens(tokens, "tokens", self.name, self._tokens_dim)
+        # The parts around the attention need it too, so it cannot be left to Keras to hand it on.
+        tokens_mask = getattr(tokens, "_keras_mask", None) if tokens_mask is None else tokens_mask
         mask = checked_mask(tokens_mask, "tokens_mask", self.name, (tokens.shape[0], self.num_queries), tokens.shape[1])
         queries = ops.broadcast_to(self.query[None], (ops.shape(tokens)[0], self.num_queries, self._dim))
         if self.norm:

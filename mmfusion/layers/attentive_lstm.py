@@ -162,7 +162,7 @@ class AttentiveLSTM(keras.layers.Layer):
     ) -> AttentiveLSTMOutput:
         """Reads the tokens; see the class."""
         check_tokens(tokens, "tokens", self.name, self._dim)
-        tokens_mask = checked_mask(tokens_mask, "tokens_mask", self.name, (tokens.shape[0], 1), tokens.shape[1])
+        tokens_mask = checked_mask(tokens_mask, "tokens_mask", self.name, tokens.shape, tokens.shape[1], ranks=(2,))
         known = self.project_memory(memory, memory_mask) if projected is None else projected
         start = self.first_state(known) if state is None else state
         # All that does not wait for the state is computed for all steps at once.

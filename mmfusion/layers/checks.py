@@ -70,6 +70,7 @@ def checked_mask(
     where: str,
     query_shape: Sequence[int | None],
     key_length: int | None,
+    ranks: Sequence[int] = (2, 3),
 ) -> KerasTensor | None:
     """A mask as ``bool[B, S]`` or ``bool[B, T, S]``, where an axis may be 1.
 
@@ -79,6 +80,7 @@ def checked_mask(
         where: Name of the layer.
         query_shape: B and T, None where one is not known; what follows them is not looked at.
         key_length: S, or None.
+        ranks: Which of the two the layer has a meaning for, ``(2,)`` where a token is real or is not. Default both.
 
     Returns:
         The mask as bool tensor, or None.
@@ -99,16 +101,16 @@ def checked_mask(
             found=dtype,
             fix=f"pass {name} > 0 if ones mark real tokens",
         )
-    batch, query_length = query_shape[0], query_shape[1]
-    wanted = {2: (batch, key_length), 3: (batch, query_length, key_length)}.get(len(mask.shape))
+    shapes = {rank: (query_shape[0], *query_shape[1 : rank - 1], key_length) for rank in ranks}
+    wanted = shapes.get(len(mask.shape))
     if wanted is None or any(
         found not in (None, 1, want) and want is not None for found, want in zip(mask.shape, wanted, strict=True)
     ):
-        batch_text, query_text, key_text = ("?" if x is None else x for x in (batch, query_length, key_length))
+        texts = (", ".join("?" if x is None else str(x) for x in shape) for shape in shapes.values())
         raise ConfigError(
-            f"{name} does not fit query and keys",
+            f"{name} does not fit {'query and keys' if 3 in ranks else 'the tokens'}",
             where=where,
-            expected=f"[{batch_text}, {key_text}] or [{batch_text}, {query_text}, {key_text}]",
+            expected=" or ".join(f"[{text}]" for text in texts),
             found=list(mask.shape),
         )
     return ops.cast(mask, "bool")

@@ -171,7 +171,7 @@ class GatedCrossAttention(keras.layers.Layer):
         if (context is None) == (cache is None):
             raise ConfigError("a look at a context needs one", where=self.name, expected="a context, or a cache made of one")
         mask = getattr(tokens, "_keras_mask", None) if mask is None else mask
-        mask = checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
+        mask = checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1], ranks=(2,))
         tokens = without_masked(tokens, mask)
         result = self.attention(
             self.attention_norm(tokens),

@@ -127,6 +127,13 @@ def real_queries(mask: KerasTensor | None) -> KerasTensor | None:
     return mask if mask is None or len(mask.shape) == 2 else ops.any(mask, axis=2)
 
 
+def real_tokens(mask: KerasTensor | None) -> KerasTensor | None:
+    """Tokens that take any part in self-attention: of ``bool[B, S]`` the real ones, of ``bool[B, T, S]`` who asks or is asked."""
+    if mask is None or len(mask.shape) == 2:
+        return mask
+    return ops.logical_or(ops.any(mask, axis=2), ops.any(mask, axis=1))
+
+
 def without_masked(x: KerasTensor, real: KerasTensor | None) -> KerasTensor:
     """Zeros where `real`, ``bool[B, N]``, is False, in ``float[B, N, ...]``.
 

@@ -54,9 +54,7 @@ def checked_memory(
         ConfigError: If rank, width or dtype is wrong.
     """
     check_tokens(memory, "memory", where, width)
-    mask = checked_mask(memory_mask, "memory_mask", where, (memory.shape[0], 1), memory.shape[1])
-    if mask is not None and len(mask.shape) != 2:
-        raise ConfigError("memory_mask has a wrong rank", where=where, expected="bool[B, S]", found=list(mask.shape))
+    mask = checked_mask(memory_mask, "memory_mask", where, memory.shape, memory.shape[1], ranks=(2,))
     return without_masked(memory, mask), mask
 
 

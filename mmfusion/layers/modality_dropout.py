@@ -77,8 +77,8 @@ class ModalityDropout(keras.layers.Layer):
         """Draws; see the class."""
         check_tokens(text, "text", self.name)
         check_tokens(image, "image", self.name)
-        text_mask = checked_mask(text_mask, "text_mask", self.name, text.shape, text.shape[1])
-        image_mask = checked_mask(image_mask, "image_mask", self.name, image.shape, image.shape[1])
+        text_mask = checked_mask(text_mask, "text_mask", self.name, text.shape, text.shape[1], ranks=(2,))
+        image_mask = checked_mask(image_mask, "image_mask", self.name, image.shape, image.shape[1], ranks=(2,))
         if not training or not self.rate:
             return text_mask, image_mask
         drawn = keras.random.uniform((ops.shape(text)[0], 1), seed=self.seed_generator)

@@ -138,7 +138,8 @@ class PerceiverResampler(keras.layers.Layer):
     ) -> KerasTensor | ResamplerOutput:
         """Resamples; see the class."""
         check_tokens(media, "media", self.name, self._media_dim)
-        mask = checked_mask(media_mask, "media_mask", self.name, media.shape, media.shape[1])
+        media_mask = getattr(media, "_keras_mask", None) if media_mask is None else media_mask
+        mask = checked_mask(media_mask, "media_mask", self.name, media.shape, media.shape[1], ranks=(2,))
         media = without_masked(media, mask)
         if self.projection is not None:
             media = self.projection(media)

@@ -230,7 +230,7 @@ class QFormerBlock(keras.layers.Layer):
             raise ConfigError("a context is missing, or has no reader", where=self.name, expected=expected)
         held = None if cache is None else cache.self_attention
         places = length if held is None else held.key.shape[1]
-        return checked_mask(mask, "mask", self.name, (tokens.shape[0], None), places)
+        return checked_mask(mask, "mask", self.name, tokens.shape, places, ranks=(2,))
 
     def _before(self, branch: str, tokens: KerasTensor) -> KerasTensor:
         return self.norms[branch](tokens) if self.norm_first else tokens

@@ -142,7 +142,7 @@ class SpaceTimeBlock(keras.layers.Layer):
         if length is not None and length % self.num_frames:
             expected = f"a multiple of {self.num_frames} tokens"
             raise ConfigError("the tokens are no whole frames", where=self.name, expected=expected, found=length)
-        mask = checked_mask(mask, "mask", self.name, tokens.shape, length)
+        mask = checked_mask(mask, "mask", self.name, tokens.shape, length, ranks=(2,))
         if mask is not None:
             mask = ops.broadcast_to(mask, ops.shape(tokens)[:2])
             tokens = without_masked(tokens, mask)

@@ -16,7 +16,7 @@ from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.layer_scale import LayerScale
-from mmfusion.layers.masks import joined_mask, length_of, real_keys, real_queries, without_masked
+from mmfusion.layers.masks import joined_mask, length_of, real_keys, real_tokens, without_masked
 from mmfusion.layers.stochastic_depth import StochasticDepth
 
 
@@ -254,7 +254,7 @@ class TransformerBlock(keras.layers.Layer):
         mask = self._check_call(tokens, mask, context if use_context else None, cache, use_context)
         if cache is None and mask is not None:
             # The residual stream, norms and projections multiply by the tokens too: NaN behind the mask ends here.
-            tokens = without_masked(tokens, real_queries(mask))
+            tokens = without_masked(tokens, real_tokens(mask))
         itself: Any = AttentionOutput(None, None, None)
         crossed, own = itself, None
         if self.attention is not None:
@@ -316,7 +316,8 @@ class TransformerBlock(keras.layers.Layer):
         if prefix_mask is None:
             return checked_mask(mask, "mask", self.name, tokens.shape, room.shape[1])
         length = length_of(room) - length_of(prefix_mask)
-        mask = checked_mask(mask, "mask", self.name, (tokens.shape[0], None), length if isinstance(length, int) else None)
+        length = length if isinstance(length, int) else None
+        mask = checked_mask(mask, "mask", self.name, tokens.shape, length, ranks=(2,))
         return joined_mask((prefix_mask, prefix_mask), (mask, room[:, length_of(prefix_mask) :]))
 
     def _own(self, inputs: KerasTensor, mask: KerasTensor | None, prefix: ContextCache | None) -> ContextCache:

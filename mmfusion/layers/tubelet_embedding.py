@@ -75,7 +75,7 @@ class TubeletEmbedding(keras.layers.Layer):
     def call(self, clips: KerasTensor, frame_mask: KerasTensor | None = None) -> KerasTensor:
         """Embeds the boxes; see the class."""
         self._check_clips(clips)
-        mask = checked_mask(frame_mask, "frame_mask", self.name, clips.shape, self._clip_shape[0])
+        mask = checked_mask(frame_mask, "frame_mask", self.name, clips.shape, self._clip_shape[0], ranks=(2,))
         clips = without_masked(clips, mask)
         (frames, rows, columns), side, channels = self.grid, self.patch_size, self._clip_shape[-1]
         boxes = ops.reshape(clips, (-1, frames, self.tubelet_size, rows, side, columns, side, channels))

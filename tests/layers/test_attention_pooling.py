@@ -8,6 +8,7 @@ import pytest
 from gradients import value_and_gradients
 from layer_reference import attention, built, layer_norm, padding, stream, to_numpy
 
+from mmfusion.errors import ConfigError
 from mmfusion.layers import AttentionPooling
 
 B, S, D, DM = 3, 5, 8, 6
@@ -33,6 +34,21 @@ def test_several_normalised_queries_equal_numpy():
     queries = layer_norm(layer.query_norm, np.broadcast_to(to_numpy(layer.query), (B, 4, D)))
     expected, _ = attention(layer.attention, queries, layer_norm(layer.tokens_norm, TOKENS), MASK)
     np.testing.assert_allclose(to_numpy(layer(TOKENS, tokens_mask=MASK)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": True, "mlp_ratio": 2.0}])
+def test_the_tokens_own_keras_mask_is_taken(options):
+    layer, ids = built(AttentionPooling(num_heads=2, dim=D, **options), (None, None, DM)), np.array([[3, 4, 0], [0, 0, 0]])
+    tokens = keras.layers.Embedding(9, DM, mask_zero=True)(ids)
+    found = to_numpy(layer(tokens))
+    np.testing.assert_array_equal(found, to_numpy(layer(to_numpy(tokens), tokens_mask=ids > 0)))
+    assert found[0].any() and not found[1].any()
+
+
+def test_what_cannot_be_is_refused():
+    for ratio in (0, -1.0):
+        with pytest.raises(ConfigError, match=r"impossible mlp_ratio \[a\]: expected more than 0, or None, found"):
+            AttentionPooling(num_heads=2, mlp_ratio=ratio, name="a")
 
 
 def test_a_cascade_as_in_coca():

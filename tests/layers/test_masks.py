@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmfusion.layers.masks import AttentionMask, causal_last, real_keys, real_queries, without_masked
+from mmfusion.layers.masks import AttentionMask, causal_last, real_keys, real_queries, real_tokens, without_masked
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
@@ -45,7 +45,10 @@ def test_what_is_real():
     full = draw(1, 2, 3, 4)
     np.testing.assert_array_equal(real_keys(full), full.any(1))
     np.testing.assert_array_equal(real_queries(full), full.any(2))
-    assert real_keys(None) is None and real_queries(full[:, 0]) is not None
+    square = np.array([[[False, True, False], [False, False, False], [False, False, False]]])
+    np.testing.assert_array_equal(real_tokens(square), [[True, True, False]])
+    np.testing.assert_array_equal(real_tokens(full[:, 0]), full[:, 0])
+    assert real_keys(None) is None and real_tokens(None) is None and real_queries(full[:, 0]) is not None
 
 
 def test_without_masked_replaces_and_never_multiplies():

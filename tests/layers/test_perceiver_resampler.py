@@ -26,6 +26,14 @@ def test_what_is_masked_never_matters():
     assert np.isfinite(gradient).all() and not gradient[0, 3:].any() and np.abs(gradient[0, :3]).max() > 1e-4
 
 
+def test_the_medias_own_keras_mask_is_taken():
+    layer, ids = resampler(), np.array([[3, 4, 0, 0], [5, 6, 7, 0]])
+    media = keras.layers.Embedding(9, DM, mask_zero=True)(ids)
+    found = to_numpy(layer(media))
+    np.testing.assert_array_equal(found, to_numpy(layer(to_numpy(media), media_mask=ids > 0)))
+    assert np.abs(found - to_numpy(layer(to_numpy(media)))).max() > 1e-3
+
+
 def test_without_media_the_latents_see_each_other_alone():
     layer = resampler()
     output = layer(MEDIA, media_mask=np.zeros((B, S), bool), return_scores=True)

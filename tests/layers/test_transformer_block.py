@@ -57,6 +57,16 @@ def test_padding_never_matters(kernel, filler):
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_token_that_is_asked_but_asks_nothing_is_real(kernel):
+    layer, pattern = block(False, **kernel), np.ones((B, N, N), bool)
+    pattern[:, 1] = False  # asks nothing, is asked by all
+    pattern[:, 2] = pattern[:, :, 2] = False  # takes no part
+    expected = reference.block(layer, TOKENS, pattern)
+    real = np.arange(N) != 2
+    for tokens in (TOKENS, np.where(real[:, None], TOKENS, np.nan).astype("float32")):
+        np.testing.assert_allclose(to_numpy(layer(tokens, pattern))[:, real], expected[:, real], atol=5e-5)
+
+
 def test_scores_on_request_change_nothing(kernel):
     layer = block(**kernel)
     plain = layer(TOKENS, MASK, CONTEXT, CONTEXT_MASK, causal=True)
