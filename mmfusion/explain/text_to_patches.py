@@ -49,18 +49,22 @@ def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any,
     model.head("matching")
     patches = model.image_encoder(images, training=False)
     text = model.text_encoder(ids, token_mask=mask, training=False)
-    length, count = int(text.shape[1]), int(patches.shape[1])
+    # What is pooled of the patches first is no patch.
+    way = None if model.fusion is None or model.image_pooling is not None else model.fusion.text_to_patches
+    count = int(patches.shape[1])
     with tf.GradientTape() as tape:
         # What the weights are made of is watched, so that they are on the tape even where no weight is to be trained.
         tape.watch([patches, text])
         with _looking(model.fusion) as looks:
-            logit = tf.reduce_sum(model.match_tokens(patches, text, mask, training=False))
+            # Asked for scores, a fusion asks those of its layers for theirs in which text looks at the image.
+            logits, _ = model.match_tokens(patches, text, mask, return_scores=True, training=False)
+            logit = tf.reduce_sum(logits)
     gradients = tape.gradient(logit, [look.output for look in looks])
     found = []
     for look, gradient in zip(looks, gradients, strict=True):
-        part = _text_to_patches(look.scores.shape, look.itself, length, count)
-        if part is not None and gradient is not None:
-            found.append((look.scores * tf.nn.relu(look.by_weight(gradient)))[part].numpy())
+        if look.asked and look.itself == (way == "joint") and way is not None and gradient is not None:
+            weighted = (look.scores * tf.nn.relu(look.by_weight(gradient))).numpy()
+            found.append(weighted[:, :, count:, :count] if way == "joint" else weighted)
     if not found:
         raise ConfigError(
             "text attends to no patch in one step here",
@@ -102,12 +106,21 @@ def gradient_of_match_by_patches(model: ImageTextModel, images: Any, ids: Any, m
 
 
 class _Look(NamedTuple):
-    """One attention of a pass: ``output = scores · value``, head by head, before it is projected."""
+    """One attention of a pass: ``output = scores · value``, head by head, before it is projected.
+
+    Attributes:
+        scores: ``float32[B, H, T, S]``.
+        value: ``float[B, S, Hkv, d]``.
+        output: ``float[B, T, H · d]``.
+        itself: Whether a stream attended to itself.
+        asked: Whether its scores were asked for.
+    """
 
     scores: tf.Tensor
     value: tf.Tensor
     output: tf.Tensor
     itself: bool
+    asked: bool
 
     def by_weight(self, gradient: tf.Tensor) -> tf.Tensor:
         """From the gradient by the output that by each weight, ``∂/∂A[h, t, s] = Σ_d ∂/∂output[t, h, d] · value[s, h, d]``.
@@ -143,7 +156,7 @@ def _watched(layer: Attention, looks: list[_Look]) -> Iterator[None]:
 
     def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
         output, scores = attend(projected, True, training)
-        looks.append(_Look(scores, projected[2], output, itself[0]))
+        looks.append(_Look(scores, projected[2], output, itself[0], return_scores))
         return output, scores if return_scores else None
 
     # An instance's own attributes hide the methods of its class, and Keras's tracking need not know.
@@ -152,12 +165,3 @@ def _watched(layer: Attention, looks: list[_Look]) -> Iterator[None]:
         yield
     finally:
         del layer.__dict__["call"], layer.__dict__["_attend"]
-
-
-def _text_to_patches(shape: Any, itself: bool, length: int, count: int) -> tuple[Any, ...] | None:
-    queries, keys = int(shape[-2]), int(shape[-1])
-    if not itself and (queries, keys) == (length, count):
-        return (Ellipsis,)
-    if itself and queries == keys == length + count:  # one stream, the image first
-        return (Ellipsis, slice(count, None), slice(None, count))
-    return None

@@ -139,6 +139,11 @@ class CoFusion(Fusion):
         self.norm: Any = self.make_norm("norm", norm_epsilon) if norm_first else None
         self.image_norm: Any = self.make_norm("image_norm", norm_epsilon) if norm_first else None
 
+    @property
+    def text_to_patches(self) -> str | None:
+        """How text tokens attend to patches in one step: across."""
+        return "cross"
+
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds all layers; the widths are known from the constructor."""
         text_shape, image_shape = (None, None, self.dim), (None, None, self._width)

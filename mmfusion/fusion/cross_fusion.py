@@ -146,6 +146,11 @@ class CrossFusion(Fusion):
         """Whether the text comes out informed by the image: not where the image alone asks."""
         return self.direction != "image"
 
+    @property
+    def text_to_patches(self) -> str | None:
+        """How text tokens attend to patches in one step: across, but not where the image alone asks."""
+        return None if self.direction == "image" else "cross"
+
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds all layers; the widths are known from the constructor."""
         text_shape, image_shape = (None, None, self.dim), (None, None, self.image_dim)

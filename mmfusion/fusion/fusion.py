@@ -65,7 +65,7 @@ class Fusion(keras.layers.Layer):
 
     A style implements ``call(text, image, text_mask=None, image_mask=None, causal=False, cache=None,
     return_scores=False, training=None) -> FusionOutput``, `init_cache` and `cost`; where it differs from what stands here, also
-    `supports_causal`, `informs_text`, `image_tokens` and `image_width`.
+    `supports_causal`, `informs_text`, `text_to_patches`, `image_tokens`, `image_tokens_mask` and `image_width`.
 
     Masks are ``bool``, ``True`` = real token; what is behind them never changes the result at real tokens.
 
@@ -138,6 +138,15 @@ class Fusion(keras.layers.Layer):
         return True
 
     @property
+    def text_to_patches(self) -> str | None:
+        """How text tokens attend to patches in one step, by the attention that is asked for its scores where the fusion is.
+
+        ``"cross"``: the patches are its context; ``"joint"``: they come first in the one stream that attends to itself; None:
+        text looks at patches by way of other tokens, or not by an `mmfusion.layers.Attention`.
+        """
+        return None
+
+    @property
     def image_width(self) -> int:
         """The width D' of what `image_tokens` returns."""
         return self.image_dim
@@ -153,10 +162,22 @@ class Fusion(keras.layers.Layer):
             training: Whether dropout is active.
 
         Returns:
-            ``float[B, N, D']``: the image unchanged, unless the style reads it into queries or latents first. What is fewer than
-            P tokens is real whatever the mask.
+            ``float[B, N, D']``: the image unchanged, unless the style reads it into queries or latents first. Which of them are
+            real says `image_tokens_mask`.
         """
         return image
+
+    def image_tokens_mask(self, image_mask: KerasTensor | None) -> KerasTensor | None:
+        """Which tokens of `image_tokens` and of `FusionOutput.image` are real.
+
+        Args:
+            image_mask: ``bool[B, P]``, ``True`` = real patch, or None if all are real.
+
+        Returns:
+            ``bool[B, N]``, or None if all are: the mask unchanged, unless queries or latents stand for the patches, which are
+            all real where the image has a real patch.
+        """
+        return image_mask
 
     def __call__(self, *arguments: Any, **options: Any) -> FusionOutput:
         """Calls the fusion; in a functional model of Keras too."""

@@ -129,6 +129,11 @@ class GatedFusion(Fusion):
             self.language_blocks = [self.make_block(f"language_{index}", index) for index in range(depth)]
             self.language_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="language_norm")
 
+    @property
+    def text_to_patches(self) -> str | None:
+        """How text tokens attend to patches in one step: across."""
+        return "cross"
+
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds all layers; the widths are known from the constructor."""
         text_shape = (None, None, self.dim)

@@ -119,6 +119,11 @@ class MergedFusion(Fusion):
         self.blocks = [self.make_block(f"block_{index}", index, **options) for index in range(depth)]
         self.norm: Any = self.make_norm("norm", norm_epsilon) if norm_first else None
 
+    @property
+    def text_to_patches(self) -> str | None:
+        """How text tokens attend to patches in one step: in one stream."""
+        return "joint"
+
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds all layers; the widths are known from the constructor."""
         if self.image_projection is not None:

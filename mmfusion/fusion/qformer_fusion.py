@@ -183,10 +183,14 @@ class QFormerFusion(Fusion):
         """The queries after all layers without any text: ``float[B, P, Di]`` to ``float[B, N, D]``."""
         image, image_mask = self.checked_image(image, image_mask)
         tokens = self._start(image, None, training)
-        queries_mask = latents_mask(image_mask, self.num_queries)
+        queries_mask = self.image_tokens_mask(image_mask)
         for block in self.blocks:
             tokens = self._look(block, tokens, queries_mask, image, image_mask, training=training)
         return self.norm(tokens) if self.norm_first else tokens
+
+    def image_tokens_mask(self, image_mask: KerasTensor | None) -> KerasTensor | None:
+        """Of the queries, ``bool[B, N]``; see `Fusion`."""
+        return latents_mask(image_mask, self.num_queries)
 
     def init_cache(
         self,
@@ -198,7 +202,7 @@ class QFormerFusion(Fusion):
         """Prepares decoding: the queries go through all layers once, and leave their keys and values there."""
         image, image_mask = self.checked_image(image, image_mask)
         tokens, reading = self._start(image, None, False), _Reading(image, self.num_queries)
-        queries_mask = latents_mask(image_mask, self.num_queries)
+        queries_mask = self.image_tokens_mask(image_mask)
         caches = []
         for block in self.blocks:
             caches.append(QFormerCache(block.init_cache(tokens, max_length, queries_mask), queries_mask, reading.mean()))
@@ -223,7 +227,7 @@ class QFormerFusion(Fusion):
         if cache is not None:
             return self._step(text, text_mask, cache, return_scores, training)
         tokens, count = self._start(image, text, training), self.num_queries
-        mask = self._joint_mask(latents_mask(image_mask, count), text_mask, tokens)
+        mask = self._joint_mask(self.image_tokens_mask(image_mask), text_mask, tokens)
         reading, scores = _Reading(image, count), []
         for block in self.blocks:
             result = self._look(

@@ -199,6 +199,10 @@ class ResamplerFusion(Fusion):
         latents, mask, _ = self._read(image, image_mask, False, training)
         return self.fusion.image_tokens(latents, image_mask=mask, training=training)
 
+    def image_tokens_mask(self, image_mask: KerasTensor | None) -> KerasTensor | None:
+        """Of what the inner style makes of the latents, ``bool[B, N]``; see `Fusion`."""
+        return self.fusion.image_tokens_mask(latents_mask(image_mask, self.num_latents))
+
     def init_cache(
         self,
         batch_size: int | KerasTensor,

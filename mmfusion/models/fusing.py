@@ -43,7 +43,7 @@ def fuse(
     causal: bool = False,
     return_scores: bool = False,
     training: bool | None = None,
-) -> FusionOutput:
+) -> tuple[FusionOutput, KerasTensor | None]:
     """Joins encoded streams.
 
     Args:
@@ -57,7 +57,7 @@ def fuse(
         training: Whether dropout is active.
 
     Returns:
-        The `FusionOutput`.
+        The `FusionOutput`, and which tokens of its image are real, ``bool[B, N]``, or None if all are.
     """
     fusion, image_mask, pooled = fusion_of(model), None, None
     if model.image_pooling is not None and return_scores:
@@ -77,7 +77,7 @@ def fuse(
         return_scores=return_scores,
         training=training,
     )
-    if pooled is None:
-        return output
-    # From words to queries to patches. The heads of the pooling are no heads of the fusion: their mean.
-    return output._replace(scores=ops.matmul(output.scores, ops.mean(pooled, axis=1)[:, None, None]))
+    if pooled is not None:
+        # From words to queries to patches. The heads of the pooling are no heads of the fusion: their mean.
+        output = output._replace(scores=ops.matmul(output.scores, ops.mean(pooled, axis=1)[:, None, None]))
+    return output, fusion.image_tokens_mask(image_mask)

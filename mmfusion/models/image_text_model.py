@@ -204,8 +204,7 @@ class ImageTextModel(keras.Model):
         if self.contrastive_tokens == "fusion":
             image, mask = image_read(self, patches, patch_mask, training)
             patches = fusion_of(self).image_tokens(image, image_mask=mask, training=training)
-            # What a fusion holds of the image instead of its patches (queries, latents) is all real.
-            patch_mask = mask if patches is image else None
+            patch_mask = fusion_of(self).image_tokens_mask(mask)
         return head.embed_image(patches, patch_mask)
 
     def encode_text(
@@ -241,17 +240,22 @@ class ImageTextModel(keras.Model):
         text: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
+        return_scores: bool = False,
         patch_mask: KerasTensor | None = None,
-    ) -> KerasTensor:
-        """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
+    ) -> KerasTensor | tuple[KerasTensor, KerasTensor]:
+        """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused.
+
+        With `return_scores`, also the attention from text to image of the same pass, ``float32[B, layers, heads, T, P]``.
+        """
         head = self.head("matching")
-        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training)
+        options: dict[str, Any] = {"return_scores": return_scores, "training": training}
+        fused, image_mask = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
         image: Any = fused.image
-        # Queries and latents are all real.
-        mask = patch_mask if image is not None and image.shape[1] == patches.shape[1] else None
         if self.matching_tokens == "image":
-            return head(mean_of_real(image, mask)[:, None])
-        return head(fused.text, image=image, image_mask=mask)
+            logits = head(mean_of_real(image, image_mask)[:, None])
+        else:
+            logits = head(fused.text, image=image, image_mask=image_mask)
+        return (logits, fused.scores) if return_scores else logits
 
     def masked_language_logits(
         self,
@@ -264,7 +268,7 @@ class ImageTextModel(keras.Model):
         """``float[B, T, V]``: at position t the scores of what stands there, given the image and the text with hidden tokens."""
         head = self.head("masked_language")
         text = self.text_encoder(token_ids, token_mask=token_mask, training=training)
-        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training)
+        fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training)
         return self.text_encoder.logits(head(fused.text))
 
     def caption_logits(
@@ -283,7 +287,7 @@ class ImageTextModel(keras.Model):
         head = self.head("captioning")
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
         options: dict[str, Any] = {"causal": True, "return_scores": return_scores, "training": training}
-        fused = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
+        fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
         logits = self.text_encoder.logits(head(fused.text))
         return (logits, fused.scores) if return_scores else logits
 
@@ -343,7 +347,8 @@ class ImageTextModel(keras.Model):
         patches, patch_mask = self.encode_patches(images, image_mask, training=False)
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
         options: dict[str, Any] = {"causal": causal, "return_scores": True, "training": False}
-        scores = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options).scores
+        fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
+        scores: Any = fused.scores
         return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:

@@ -12,8 +12,9 @@ from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError, DataError
 from mmfusion.explain import draw_heat, localise, phrase_heat, phrase_places
 from mmfusion.explain.localisation import METHODS
-from mmfusion.explain.text_to_patches import gradient_of_match_by_attention, gradient_of_match_by_patches
+from mmfusion.explain.text_to_patches import _looking, gradient_of_match_by_attention, gradient_of_match_by_patches
 from mmfusion.fusion import STYLES
+from mmfusion.layers import AttentionPooling
 from mmfusion.layers.kernels import exact
 from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel, MatchingHead
 from mmfusion.text import WordPieceTokenizer
@@ -182,6 +183,68 @@ def test_what_cannot_be_asked_is_refused(images, tokenizer):
         localise(model, tokenizer, images, ["red"] * 2, sentences=["blue square"] * 2)
     with pytest.raises(ConfigError, match="no such layers"):
         localise(model, tokenizer, images, ["red"] * 2, layers=[5])
+
+
+# Text and image of one length, and as many bottlenecks, queries and latents: shapes tell nothing.
+ALIKE = {
+    "cross": (STYLES["cross"], {}),
+    "cross both": (STYLES["cross"], {"direction": "both"}),
+    "co": (STYLES["co"], {}),
+    "co shared": (STYLES["co"], {"shared_cross": True}),
+    "gated": (STYLES["gated"], {}),
+    "merged": (STYLES["merged"], {}),
+    "cross image": (STYLES["cross"], {"direction": "image"}),
+    "bottleneck": (STYLES["bottleneck"], {"num_bottlenecks": 9}),
+    "qformer": (STYLES["qformer"], {"num_queries": 9, "cross_every": 1}),
+    "resampler": (STYLES["resampler"], {"num_latents": 9}),
+    "resampler merged": (STYLES["resampler"], {"num_latents": 9, "inner": "merged"}),
+    "late": (STYLES["late"], {}),
+    "recurrent": (STYLES["recurrent"], {}),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_who_attends_decides_which_gradients_count(name, tokenizer):
+    style, options = ALIKE[name]
+    fusion = style(**{"dim": 12, "image_dim": 12 if name == "co shared" else 16, "depth": 2, "num_heads": 2, **options})
+    encoder = VisionTransformer(image_size=24, patch_size=8, dim=fusion.image_dim, depth=1, num_heads=2)
+    model = randomized(
+        ImageTextModel(
+            image_encoder=encoder,
+            text_encoder=TextTransformer(vocabulary_size=len(WORDS), max_length=9, dim=12, depth=1, num_heads=2),
+            fusion=fusion,
+            matching_head=MatchingHead(),
+        )
+    )
+    images = np.random.default_rng(0).normal(size=(1, 24, 24, 3)).astype("float32")
+    ids, mask = tokenizer(["red heart left of blue square of"])
+    assert ids.shape == (1, 9)
+    if name.split()[0] not in ONE_STEP or name == "cross image":
+        with pytest.raises(ConfigError, match="attends to no patch in one step"):
+            gradient_of_match_by_attention(model, images, ids, mask)
+        return
+    found = gradient_of_match_by_attention(model, images, ids, mask)
+    assert found.shape == (1, 2, 2, 9, 9) and found.max(axis=(3, 4)).min() > 0
+    # The looks that are taken are those that the fusion calls its scores.
+    streams = model.text_encoder(ids, token_mask=mask), model.image_encoder(images)
+    with _looking(fusion) as looks:
+        scores = fusion(*streams, text_mask=mask, return_scores=True).scores
+    taken = np.stack([look.scores for look in looks if look.asked and look.itself == (name == "merged")], axis=1)
+    taken = taken[..., 9:, :9] if name == "merged" else taken
+    np.testing.assert_allclose(taken / np.maximum(taken.sum(-1, keepdims=True), 1e-30), scores, atol=1e-6)
+
+
+def test_what_is_pooled_of_the_patches_is_no_patch(images, tokenizer):
+    model = model_of(heads=("matching",))
+    pooled = ImageTextModel(
+        image_encoder=model.image_encoder,
+        text_encoder=model.text_encoder,
+        fusion=model.fusion,
+        matching_head=model.matching_head,
+        image_pooling=AttentionPooling(num_heads=2, num_queries=6),
+    )
+    with pytest.raises(ConfigError, match="attends to no patch in one step"):
+        gradient_of_match_by_attention(pooled, images, *tokenizer([SENTENCE] * 2))
 
 
 def test_the_gradient_by_attention_needs_no_kernel_that_keeps_weights(images, tokenizer):

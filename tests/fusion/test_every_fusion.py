@@ -210,6 +210,9 @@ def test_image_tokens_are_known_before_any_text(case):
     if tokens.shape[1] != P:
         filled = np.where(IMAGE_MASK[..., None], IMAGE, np.nan).astype("float32")
         np.testing.assert_array_equal(to_numpy(case.fusion.image_tokens(filled, IMAGE_MASK)), to_numpy(tokens))
+    real = case.fusion.image_tokens_mask(IMAGE_MASK)
+    assert tuple(real.shape) == tuple(tokens.shape[:2]) and case.fusion.image_tokens_mask(None) is None
+    np.testing.assert_array_equal(real, IMAGE_MASK if tokens.shape[1] == P else np.ones(real.shape, bool))
 
 
 def test_configuration(case):

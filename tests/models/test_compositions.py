@@ -8,7 +8,7 @@ import pytest
 from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
 
 from mmfusion.errors import ConfigError
-from mmfusion.fusion import CrossFusion
+from mmfusion.fusion import CoFusion, CrossFusion, QFormerFusion, ResamplerFusion
 from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models import ContrastiveHead, ImageTextModel
 
@@ -171,6 +171,26 @@ def test_matching_may_read_the_image_or_both_streams():
         tiny_model(heads=("captioning",), fusion=CrossFusion(direction="image", **parts))
     with pytest.raises(ConfigError, match="the masked language head would not see the image"):
         tiny_model(heads=("masked_language",), fusion=CrossFusion(direction="image", **parts))
+
+
+@pytest.mark.parametrize("style", ["qformer", "resampler", "co"])
+def test_the_mask_of_patches_is_of_patches_alone_however_many_stand_for_them(style):
+    sizes = {"dim": 12, "image_dim": 16, "depth": 2, "num_heads": 2}
+    fusion = {
+        "qformer": lambda: QFormerFusion(**sizes, num_queries=6),
+        "resampler": lambda: ResamplerFusion(**sizes, num_latents=6, inner="co"),
+        "co": lambda: CoFusion(**sizes),
+    }[style]()
+    heads = ("contrastive", "matching")
+    model = randomized(tiny_model(heads=heads, fusion=fusion, matching_tokens="both", contrastive_tokens="fusion"))
+    batch, seen = tiny_batch(2), np.array([[True, False, True, False, True, False], [True] * 6])
+    patches, text = model.image_encoder(batch["image"]), model.text_encoder(batch["token_ids"])
+    fused, real = fusion(text, patches, image_mask=seen), seen if style == "co" else np.ones_like(seen)
+    expected = to_numpy(model.matching_head(fused.text, image=fused.image, image_mask=real))
+    np.testing.assert_allclose(to_numpy(model.match_tokens(patches, text, patch_mask=seen)), expected, atol=1e-5)
+    tokens = fusion.image_tokens(patches, image_mask=seen)
+    expected = to_numpy(model.contrastive_head.embed_image(tokens, real))
+    np.testing.assert_allclose(to_numpy(model.embed_patches(patches, patch_mask=seen)), expected, atol=1e-5)
 
 
 def test_impossible_compositions_are_refused():
