@@ -31,7 +31,8 @@ class ContrastiveHead(keras.layers.Layer):
         image_heads: Heads where the image is pooled by attention. Default 4.
         text_heads: Heads where the text is pooled by attention. Default 4.
         initial_temperature: Start of the global temperature; its inverse is the scale. Default 0.07.
-        max_scale: The scale never exceeds this. Default 100.
+        max_scale: The scale in use never exceeds this, and training takes no step beyond it. A head that was loaded with more
+            learns back from there: the cap has no part in the gradient. Default 100.
         initial_bias: Start of the bias. Default 0.
 
     Call arguments:
@@ -44,7 +45,7 @@ class ContrastiveHead(keras.layers.Layer):
         Two ``float[B, E]`` of unit length, in float32.
 
     Raises:
-        ConfigError: If a pooling is unknown.
+        ConfigError: If a pooling is unknown, or temperature or max_scale is not above 0.
 
     Example:
         >>> import numpy as np
@@ -75,6 +76,9 @@ class ContrastiveHead(keras.layers.Layer):
         for pooling in (image_pooling, text_pooling):
             if pooling not in POOLINGS:
                 raise ConfigError("unknown pooling", where=self.name, expected=" or ".join(POOLINGS), found=repr(pooling))
+        for name, number in (("initial_temperature", initial_temperature), ("max_scale", max_scale)):
+            if not number > 0:
+                raise ConfigError(f"impossible {name}", where=self.name, expected="more than 0", found=number)
         self.embedding_dim = embedding_dim
         self.image_pooling = image_pooling
         self.text_pooling = text_pooling
@@ -103,6 +107,7 @@ class ContrastiveHead(keras.layers.Layer):
         self.log_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(math.log(1.0 / self.initial_temperature)),
+            constraint=self._capped,
             name="log_scale",
             dtype="float32",
             autocast=False,
@@ -118,8 +123,15 @@ class ContrastiveHead(keras.layers.Layer):
 
     @property
     def scale(self) -> KerasTensor:
-        """``float32[]``, the inverse temperature, at most `max_scale`."""
-        return ops.minimum(ops.exp(ops.convert_to_tensor(self.log_scale)), self.max_scale)
+        """``float32[]``, the inverse temperature, at most `max_scale`; its gradient by ``log_scale`` is its value everywhere."""
+        log = ops.convert_to_tensor(self.log_scale)
+        # Of a minimum the gradient would be 0 from the cap on, so that the scale could never come down again.
+        value = ops.stop_gradient(ops.minimum(ops.exp(log), self.max_scale))
+        return value * ops.exp(log - ops.stop_gradient(log))
+
+    def _capped(self, log_scale: KerasTensor) -> KerasTensor:
+        # Without it, steps that the cap hides would add up, and as many be needed back.
+        return ops.minimum(log_scale, math.log(self.max_scale))
 
     def embed_image(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
         """``float[B, P, Di]`` and ``bool[B, P]`` to unit-length ``float32[B, E]``."""

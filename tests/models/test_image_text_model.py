@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import pytest
 from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
+from gradients import value_and_gradients
 
 from mmfusion.errors import ConfigError
+from mmfusion.models import ContrastiveHead
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,29 @@ def test_temperature_is_capped_and_learned(model):
     assert float(head.scale) == head.max_scale
     head.log_scale.assign(before)
     assert any("log_scale" in weight.path for weight in model.trainable_weights)
+
+
+@pytest.mark.parametrize("start", [math.log(100.0), 7.0, 50.0])
+def test_a_temperature_at_its_cap_learns_back_and_goes_no_further(start):
+    head = ContrastiveHead(embedding_dim=4)
+    head.build((None, None, 3), (None, None, 3))
+    head.log_scale.assign(start)
+    value, (_, gradient) = value_and_gradients(lambda x: x * head.scale, [np.float32(2.0)], [head.log_scale])
+    assert value <= 200.0 and gradient == pytest.approx(200.0)
+    optimizer, found = keras.optimizers.SGD(0.01), []
+    for direction in (-1.0, -1.0, 1.0):
+        optimizer.apply([keras.ops.convert_to_tensor(np.float32(direction * float(head.scale)))], [head.log_scale])
+        found.append(float(head.scale))
+        assert found[-1] <= head.max_scale
+    # As steep as at the cap: e to the power of minus one.
+    assert found[:2] == pytest.approx([100.0, 100.0]) and found[2] == pytest.approx(100.0 / math.e, rel=1e-4)
+
+
+def test_impossible_temperatures_are_refused():
+    with pytest.raises(ConfigError, match=r"impossible max_scale \[a\]: expected more than 0, found 0"):
+        ContrastiveHead(embedding_dim=4, max_scale=0.0, name="a")
+    with pytest.raises(ConfigError, match="impossible initial_temperature"):
+        ContrastiveHead(embedding_dim=4, initial_temperature=-1.0)
 
 
 def test_special_tokens_are_never_written():
