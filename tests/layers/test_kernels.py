@@ -130,6 +130,11 @@ def test_half_precision(dtype, tolerance):
 LARGE_MEANS = {
     "exact": (exact_attention, 1024, 250.0),  # whose tiles are taken where scores are more than 2 ** 18
     "chunked": (lambda q, k, v: chunked_attention(q, k, v, None, 1024), 3000, 250.0),
+    "chunked with chunks that nobody sees": (
+        lambda q, k, v: chunked_attention(q, k, v, AttentionMask(keys=np.arange(5000)[None] < 3000), 1024),
+        5000,
+        250.0,
+    ),
     "tiles of all": (lambda q, k, v: tiled_attention(q, k, v, None, Tile(None, None, None)), 3000, 250.0),
 }
 
@@ -141,7 +146,7 @@ def test_values_of_a_large_mean_in_half_precision(kernel, length, mean, dtype, t
     query, key, value = (stream(1, 1, n, WIDTH, seed=seed) for seed, n in enumerate((rows, length, length)))
     arrays = [ops.cast(x, dtype) for x in (0.2 * query, key, value + mean)]
     q, k, v = (to_numpy(x).astype("float64") for x in arrays)
-    weights = np.exp(q @ k.swapaxes(-1, -2) / WIDTH**0.5)
+    weights = np.exp(q @ k.swapaxes(-1, -2) / WIDTH**0.5) * (np.arange(length) < 3000)
     weights /= weights.sum(-1, keepdims=True)
     np.testing.assert_allclose(to_numpy(kernel(*arrays)), weights @ v, rtol=tolerance)
     _, gradients = value_and_gradients(lambda *x: ops.mean(ops.cast(kernel(*x), "float32")) * rows * WIDTH, arrays)

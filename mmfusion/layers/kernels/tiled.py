@@ -82,7 +82,9 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
                 weights = ops.exp(logits - new)
                 sums = ops.sum(weights, axis=-1, keepdims=True)
                 if narrow:
-                    product = ops.cast(ops.matmul(ops.cast(weights / sums, v.dtype), v), "float32") * sums
+                    # Where a tile shows a query nothing, after one that did, the sum is 0.
+                    divisor = ops.maximum(sums, 1e-30)
+                    product = ops.cast(ops.matmul(ops.cast(weights / divisor, v.dtype), v), "float32") * divisor
                 else:
                     product = ops.cast(ops.matmul(ops.cast(weights, v.dtype), v), "float32")
                 if tiling.columns.whole:
