@@ -14,6 +14,12 @@ from mmfusion.layers import Attention, KeyValueCache, TransformerBlock
 
 B, T, S, D, DC, ROOM = 2, 6, 5, 12, 8, 9
 KERNELS = {"exact": {"kernel": "exact"}, "chunked": {"kernel": "chunked", "chunk_size": 4}}
+ALL_KERNELS = {
+    **KERNELS,
+    "local": {"kernel": "local", "window": 1},
+    "local global": {"kernel": "local", "window": 1, "num_global_tokens": 1},
+    "linear": {"kernel": "linear"},
+}
 
 
 @pytest.fixture(params=sorted(KERNELS))
@@ -61,6 +67,30 @@ def test_a_mask_over_the_places_of_the_cache(kernel):
     pattern[:, 0, 0] = pattern[:, 1, 1] = True
     scores = layer(tokens[:, :2], context_mask=pattern, cache=layer.init_cache(B, ROOM), return_scores=True).scores
     np.testing.assert_allclose(to_numpy(scores)[:, 0], pattern.astype("float32"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL_KERNELS)
+@pytest.mark.parametrize("cuts", [[1, 2, 3, 4, 5], [2, 3]], ids=["one by one", "pieces"])
+def test_a_cache_with_gaps_equals_one_pass(name, cuts):
+    """Padding on the left, in the middle and on the right, whatever stands there; scores too."""
+    layer = built(Attention(num_heads=2, **ALL_KERNELS[name]), (None, None, D))
+    places = np.array([[True, True, False, True, True, False], [False, False, True, True, False, True]])
+    room = np.concatenate([places, np.ones((B, ROOM - T), bool)], axis=1)
+    tokens = stream(B, T, D)
+    hidden = np.where(places[..., None], tokens, np.nan).astype("float32")
+    expected, scores = layer(tokens, context_mask=places, causal=True, return_scores=True)[:2]
+    for given in (tokens, hidden):
+        cache, outputs, weights = layer.init_cache(B, ROOM), [], []
+        for piece in np.split(given, cuts, axis=1):
+            output = layer(piece, context_mask=room, cache=cache, return_scores=True)
+            cache = output.cache
+            outputs.append(to_numpy(output.output))
+            weights.append(to_numpy(output.scores))
+        found, seen = np.concatenate(outputs, axis=1), np.concatenate(weights, axis=2)
+        np.testing.assert_allclose(found[places], to_numpy(expected)[places], atol=2e-5)
+        real = places[:, None, :, None]
+        np.testing.assert_allclose(np.where(real, seen[..., :T], 0), np.where(real, to_numpy(scores), 0), atol=1e-5)
+        assert not np.where(real, seen[..., T:], 0).any()
 
 
 def test_scores_of_a_cached_step(kernel):
