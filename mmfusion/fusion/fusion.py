@@ -10,7 +10,7 @@ from keras import KerasTensor
 from mmfusion.errors import ConfigError
 from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.layers import TransformerBlock
-from mmfusion.layers.checks import check_rate, check_tokens, checked_mask
+from mmfusion.layers.checks import check_rate, check_size, check_tokens, checked_mask
 from mmfusion.layers.masks import without_masked
 
 
@@ -120,9 +120,7 @@ class Fusion(keras.layers.Layer):
         self.layer_scale = layer_scale
         self.kernel = kernel
         for name in ("dim", "image_dim", "depth", "num_heads"):
-            size = getattr(self, name)
-            if size < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+            check_size(getattr(self, name), name, self.name)
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             check_rate(getattr(self, name), name, self.name)
         self.check_heads(self.dim)

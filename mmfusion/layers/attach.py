@@ -47,7 +47,10 @@ def attach(
         >>> model.get_layer("conv").kernel is cnn.get_layer("conv").kernel
         True
     """
-    names = [layer_name] if isinstance(layer_name, str) else list(layer_name)
+    names = [layer_name] if isinstance(layer_name, str) else layer_name
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        expected = "the name of a layer, or a list of names"
+        raise ConfigError("no layer is named", where="attach", expected=expected, found=repr(layer_name))
     if attention is not None and options:
         raise ConfigError("attention and options exclude each other", where="attach", found=f"both, {', '.join(options)}")
     if isinstance(backbone, keras.Sequential) and backbone.built:

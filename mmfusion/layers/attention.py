@@ -10,7 +10,15 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
-from mmfusion.layers.attention_options import DEFAULT_WINDOW, KERNELS, check_options, feature_function, grid_columns, prefix_last
+from mmfusion.layers.attention_options import (
+    DEFAULT_WINDOW,
+    KERNELS,
+    check_options,
+    checked_grid,
+    feature_function,
+    grid_columns,
+    prefix_last,
+)
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.cache import ContextCache, KeyValueCache
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
@@ -68,13 +76,13 @@ class Attention(keras.layers.Layer):
         window: Tokens on each side that ``"local"`` sees; causally, those before. Default 128.
         num_global_tokens: Leading tokens that ``"local"`` lets see all and be seen by all. Default 0.
         feature_map: φ of ``"linear"``: ``"elu"`` (``elu(x) + 1``), ``"relu"``, ``"softplus"``, ``"softmax"``, or a function
-            registered with Keras, of numbers not below 0. Default ``"elu"``.
+            registered with Keras (a lambda cannot be loaded again), of numbers not below 0. Default ``"elu"``.
         use_bias: Whether the projections have biases. Default True.
         query_key_norm: Whether queries and keys are normalised to unit root mean square with a learned gain, head by head, which
             keeps logits from growing. Default False.
         logit_cap: Bounds logits smoothly, ``cap · tanh(logits / cap)``. Default None, no bound.
         rotary: Whether self-attention rotates queries and keys by position: False, True (along the sequence) or ``"2d"`` (half
-            of a head's features by row of a grid, half by column). Default False.
+            of a head's features by row of a grid, half by column). A context is refused then. Default False.
         rotary_base: Base of the rotation. Default 10000.
         grid: Rows and columns of ``rotary="2d"``, unless the call gives them. Default None.
         num_unrotated_tokens: Leading tokens without a rotary position, a class token say. Default 0.
@@ -102,7 +110,8 @@ class Attention(keras.layers.Layer):
 
     Raises:
         ConfigError: If the heads do not divide, a kernel is unknown, an option meets a kernel that has no use for it, a mask of
-            each query meets ``"linear"``, a prefix is not causal, or rank, width or dtype of query, context or mask is wrong.
+            each query meets ``"linear"``, rotary positions a context, a prefix is not causal, or query, context or mask has no
+            token or a wrong rank, width or dtype.
 
     Example:
         >>> import numpy as np
@@ -154,7 +163,7 @@ class Attention(keras.layers.Layer):
         self.logit_cap = logit_cap
         self.rotary = rotary
         self.rotary_base = rotary_base
-        self.grid = None if grid is None else tuple(grid)
+        self.grid = checked_grid(grid, self.name)
         self.num_unrotated_tokens = num_unrotated_tokens
         self.dropout = dropout
         self.output_dim = output_dim
@@ -164,7 +173,7 @@ class Attention(keras.layers.Layer):
         self._features = feature_function(feature_map, self.name)
         self.dropout_layer = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, query_shape: Sequence[int | None], context_shape: Sequence[int | None] | None = None) -> None:
+    def build(self, query_shape: Sequence[int | None] | None = None, context_shape: Sequence[int | None] | None = None) -> None:
         """Builds the projections for the widths of query and context."""
         dim = check_width(query_shape, "query", self.name)
         context_dim = dim if context_shape is None else check_width(context_shape, "context", self.name)
@@ -273,6 +282,13 @@ class Attention(keras.layers.Layer):
         itself = context is None and cache is None
         context = query if context is None else context
         check_tokens(context, "context", self.name, self._context_dim if cache is None else None)
+        if not itself and (self.rotary or grid is not None):
+            raise ConfigError(
+                "rotary positions are of self-attention: a context has places of its own",
+                where=self.name,
+                expected="no context, or rotary=False and no grid",
+                found=f"rotary={self.rotary!r}, grid={grid}",
+            )
         if itself:
             context_mask = getattr(query, "_keras_mask", None) if context_mask is None else context_mask
         rows, length = (context if cache is None else cache.key).shape[:2]

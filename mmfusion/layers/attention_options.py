@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
-from mmfusion.layers.checks import check_rate
+from mmfusion.layers.checks import check_rate, check_size
 from mmfusion.layers.kernels import FEATURE_MAPS
 
 KERNELS = ("exact", "chunked", "local", "linear")
 DEFAULT_WINDOW = 128
+# What has no meaning in attention to a context.
+POSITION_OPTIONS = ("rotary", "rotary_base", "grid", "num_unrotated_tokens")
 
 
 def check_options(options: dict[str, Any], where: str) -> None:
@@ -28,19 +31,19 @@ def check_options(options: dict[str, Any], where: str) -> None:
     """
     kernel, rotary = options["kernel"], options["rotary"]
     heads, groups = options["num_heads"], options["num_key_value_heads"]
-    if heads < 1 or groups < 1 or heads % groups:
+    for name in ("num_heads", "num_key_value_heads", "chunk_size", "head_dim", "output_dim", "window"):
+        if options[name] is not None:
+            check_size(options[name], name, where)
+    for name in ("num_global_tokens", "num_unrotated_tokens"):
+        check_size(options[name], name, where, least=0)
+    if heads % groups:
         expected = "num_heads a positive multiple of num_key_value_heads"
         raise ConfigError("impossible head counts", where=where, expected=expected, found=f"{heads} and {groups}")
     if kernel not in KERNELS:
         raise ConfigError("unknown kernel", where=where, expected=" or ".join(KERNELS), found=repr(kernel))
-    for name in ("chunk_size", "head_dim", "output_dim", "window"):
-        if options[name] is not None and options[name] < 1:
-            raise ConfigError(f"impossible {name}", where=where, expected="at least 1", found=options[name])
-    for name in ("num_global_tokens", "num_unrotated_tokens"):
-        if options[name] < 0:
-            raise ConfigError(f"impossible {name}", where=where, expected="at least 0", found=options[name])
-    if options["logit_cap"] is not None and options["logit_cap"] <= 0:
-        raise ConfigError("impossible logit_cap", where=where, expected="more than 0, or None", found=options["logit_cap"])
+    cap = options["logit_cap"]
+    if cap is not None and not (isinstance(cap, Real) and cap > 0):
+        raise ConfigError("impossible logit_cap", where=where, expected="more than 0, or None", found=repr(cap))
     if rotary not in (False, True, "2d"):
         raise ConfigError("unknown rotary positions", where=where, expected="False, True or '2d'", found=repr(rotary))
     check_rate(options["dropout"], "dropout", where)
@@ -77,11 +80,19 @@ def feature_function(feature_map: Any, where: str) -> Callable[[KerasTensor], Ke
         where: Name of the layer.
 
     Raises:
-        ConfigError: If the name is unknown.
+        ConfigError: If the name is unknown, or the function has none, so that what is saved with it could not be loaded.
     """
     if isinstance(feature_map, dict):
         feature_map = keras.saving.deserialize_keras_object(feature_map)
     if callable(feature_map):
+        if getattr(feature_map, "__name__", "<lambda>") == "<lambda>":
+            raise ConfigError(
+                "a feature_map without a name cannot be loaded again",
+                where=where,
+                expected="a function that is registered with Keras, or a name",
+                found=repr(feature_map),
+                fix="write it with def, under @keras.saving.register_keras_serializable()",
+            )
         return feature_map
     name = "elu" if feature_map is None else feature_map
     if name not in FEATURE_MAPS:
@@ -121,6 +132,22 @@ def prefix_last(
     return ops.maximum(last[None], prefix - 1)
 
 
+def checked_grid(grid: Any, where: str) -> tuple[int | KerasTensor, int | KerasTensor] | None:
+    """Rows and columns of a grid, or None; what is neither is refused with a `ConfigError`."""
+    if grid is None:
+        return None
+    try:
+        sizes = tuple(grid)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 2:
+        raise ConfigError("impossible grid", where=where, expected="(rows, columns)", found=repr(grid))
+    for name, size in zip(("rows", "columns"), sizes, strict=True):
+        if not ops.is_tensor(size):  # of a map whose size the graph's run alone knows
+            check_size(size, f"{name} of the grid", where)
+    return sizes
+
+
 def grid_columns(grid: Sequence[int] | None, num_unrotated: int, length: int | None, where: str) -> int:
     """The columns of a grid, if it has room for exactly the tokens that there are.
 
@@ -135,7 +162,7 @@ def grid_columns(grid: Sequence[int] | None, num_unrotated: int, length: int | N
     """
     if grid is None:
         raise ConfigError("rotary='2d' needs a grid", where=where, fix="pass grid=(rows, columns) to the layer or to the call")
-    rows, columns = grid
+    rows, columns = checked_grid(grid, where)  # type: ignore[misc]  # it is one
     if length is not None and rows * columns + num_unrotated != length:
         found = f"{length} tokens, {num_unrotated} of them unrotated"
         raise ConfigError("the grid does not fit the tokens", where=where, expected=f"{rows} x {columns} tokens", found=found)

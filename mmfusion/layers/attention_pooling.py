@@ -11,7 +11,7 @@ from keras import KerasTensor, ops
 from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
 from mmfusion.layers.attention_output import AttentionOutput
-from mmfusion.layers.checks import check_tokens, check_width, checked_mask
+from mmfusion.layers.checks import check_size, check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.masks import real_keys, without_masked
 
@@ -87,8 +87,8 @@ class AttentionPooling(keras.layers.Layer):
         self.norm_epsilon = norm_epsilon
         self.supports_masking = True
         for name, size in (("num_queries", num_queries), ("dim", dim)):
-            if size is not None and size < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+            if size is not None:
+                check_size(size, name, self.name)
         if mlp_ratio is not None and mlp_ratio <= 0:
             raise ConfigError("impossible mlp_ratio", where=self.name, expected="more than 0, or None", found=mlp_ratio)
         self.attention = Attention(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import keras
 from keras import KerasTensor, ops
@@ -10,7 +12,7 @@ from keras import KerasTensor, ops
 from mmfusion.errors import ConfigError
 
 
-def check_width(shape: Sequence[int | None], name: str, where: str) -> int:
+def check_width(shape: Sequence[int | None] | None, name: str, where: str) -> int:
     """The width D of a shape ``[B, N, D]``.
 
     Args:
@@ -22,8 +24,10 @@ def check_width(shape: Sequence[int | None], name: str, where: str) -> int:
         D.
 
     Raises:
-        ConfigError: If the rank is not 3 or D is unknown.
+        ConfigError: If there is no shape, the rank is not 3 or D is unknown.
     """
+    if shape is None:
+        raise ConfigError(f"{name} is missing", where=where, expected=f"{name} of shape [batch, tokens, width]", found=None)
     if len(shape) != 3 or shape[-1] is None:
         raise ConfigError(
             f"{name} is no stream of tokens",
@@ -40,9 +44,17 @@ def check_tokens(tokens: KerasTensor, name: str, where: str, width: int | None =
     `width_option` is the constructor argument that sets the width, if one does.
 
     Raises:
-        ConfigError: If rank, width or dtype is wrong.
+        ConfigError: If there are none, or rank, width or dtype is wrong.
     """
-    found = check_width(tokens.shape, name, where)
+    found = check_width(getattr(tokens, "shape", None), name, where)
+    if tokens.shape[1] == 0:
+        raise ConfigError(
+            f"{name} has no tokens",
+            where=where,
+            expected="at least one",
+            found=list(tokens.shape),
+            fix="mask one where there is nothing",
+        )
     dtype = keras.backend.standardize_dtype(tokens.dtype)
     if "float" not in dtype:
         raise ConfigError(
@@ -117,6 +129,14 @@ def checked_mask(
 
 
 def check_rate(rate: float, name: str, where: str) -> None:
-    """Refuses a rate outside of ``[0, 1)`` with a `ConfigError`."""
-    if not 0.0 <= rate < 1.0:
-        raise ConfigError(f"impossible {name}", where=where, expected="at least 0 and below 1", found=rate)
+    """Refuses what is no rate in ``[0, 1)`` with a `ConfigError`."""
+    if not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
+        raise ConfigError(f"impossible {name}", where=where, expected="at least 0 and below 1", found=repr(rate))
+
+
+def check_size(size: Any, name: str, where: str, least: int = 1) -> None:
+    """Refuses what is no whole number of at least `least` with a `ConfigError`; 4.0 and ``"4"`` are none."""
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    if not whole or size < least:
+        expected = f"at least {least}" if whole else f"a whole number of at least {least}"
+        raise ConfigError(f"impossible {name}", where=where, expected=expected, found=repr(size))

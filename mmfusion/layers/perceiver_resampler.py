@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
-from mmfusion.layers.checks import check_rate, check_tokens, check_width, checked_mask
+from mmfusion.layers.checks import check_rate, check_size, check_tokens, check_width, checked_mask
 from mmfusion.layers.feed_forward import FeedForward
 from mmfusion.layers.masks import length_of, without_masked
 
@@ -106,8 +105,8 @@ class PerceiverResampler(keras.layers.Layer):
         self.norm_epsilon = norm_epsilon
         self.supports_masking = True
         for name, size in (("num_latents", num_latents), ("depth", depth), ("dim", dim)):
-            if size is not None and size < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=size)
+            if size is not None:
+                check_size(size, name, self.name)
         check_rate(dropout, "dropout", self.name)
         self.blocks = [_Block(self, index) for index in range(depth)]
         self.norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, dtype=self.dtype_policy, name="norm")

@@ -10,6 +10,7 @@ from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers.attention import Attention
+from mmfusion.layers.attention_options import POSITION_OPTIONS
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.block_output import BlockOutput
 from mmfusion.layers.cache import BlockCache, ContextCache, KeyValueCache
@@ -155,7 +156,10 @@ class TransformerBlock(keras.layers.Layer):
         return keras.layers.LayerNormalization(epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name)
 
     def _attention(self, name: str) -> Attention:
-        # Cross-attention has no positions: what says how they rotate is idle there.
+        options: dict[str, Any] = dict(rotary=self.rotary, **self.attention_options)
+        if name == "cross_attention":
+            # Which has no positions to turn by.
+            options = {option: value for option, value in options.items() if option not in POSITION_OPTIONS}
         return Attention(
             num_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads,
@@ -164,8 +168,7 @@ class TransformerBlock(keras.layers.Layer):
             use_bias=self.use_bias,
             dropout=self.attention_dropout,
             query_key_norm=self.query_key_norm,
-            rotary=self.rotary,
-            **self.attention_options,
+            **options,
             dtype=self.dtype_policy,
             name=name,
         )

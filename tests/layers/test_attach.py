@@ -110,6 +110,10 @@ def split_network() -> keras.Model:
 
 
 @pytest.mark.parametrize(("network", "layer", "options", "message"), [
+    (branched, 5, {}, r"no layer is named \[attach\]: expected the name of a layer, or a list of names, found 5$"),
+    (branched, ["twice", 5], {}, "no layer is named"),
+    (branched, [], {}, "no layer is named"),
+    (branched, "twice", {"rotary": "2d", "grid": 5}, "impossible grid"),
     (branched, "twise", {}, r"no such layer \[branched\]: expected one of \d+ layers, the nearest is 'twice', found 'twise'$"),
     (branched, "image", {}, r"an input cannot be attended to \[image\]"),
     (branched, "joint", {}, r"neither a map nor tokens \[joint\]: .*found \[None, 8\]"),

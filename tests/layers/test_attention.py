@@ -43,6 +43,8 @@ def attention(context_dim: int | None = None, **options) -> Attention:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 def test_equals_numpy(kernel, options, causal, crossed):
+    if crossed:
+        options = {name: value for name, value in options.items() if "rotary" not in name}
     layer = attention(DC if crossed else None, **{**kernel, **options})
     query, context = stream(B, T, D), stream(B, S, DC, seed=1) if crossed else None
     length = S if crossed else T
@@ -217,7 +219,17 @@ def test_wrong_input_is_told_in_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"num_heads": 0}, "impossible head counts"),
+    ({"num_heads": 0}, "impossible num_heads .*at least 1, found 0"),
+    ({"num_heads": "4"}, "impossible num_heads .*a whole number of at least 1, found '4'"),
+    ({"num_heads": 4.0}, "impossible num_heads .*a whole number of at least 1, found 4.0"),
+    ({"num_heads": True}, "impossible num_heads .*found True"),
+    ({"num_heads": 2, "head_dim": 4.5}, "impossible head_dim .*a whole number"),
+    ({"num_heads": 2, "dropout": "0.1"}, "impossible dropout .*found '0.1'"),
+    ({"num_heads": 2, "logit_cap": "5"}, "impossible logit_cap .*found '5'"),
+    ({"num_heads": 2, "rotary": "2d", "grid": 5}, r"impossible grid .*expected \(rows, columns\), found 5"),
+    ({"num_heads": 2, "rotary": "2d", "grid": (2, 3, 4)}, "impossible grid"),
+    ({"num_heads": 2, "rotary": "2d", "grid": (2, 1.5)}, "impossible columns of the grid .*found 1.5"),
+    ({"num_heads": 2, "kernel": "linear", "feature_map": lambda x: x}, "a feature_map without a name cannot be loaded again"),
     ({"num_heads": 4, "num_key_value_heads": 3}, "found 4 and 3"),
     ({"num_heads": 2, "kernel": "fast"}, "expected exact or chunked or local or linear, found 'fast'"),
     ({"num_heads": 2, "chunk_size": 0}, "impossible chunk_size"),
@@ -228,6 +240,24 @@ def test_wrong_input_is_told_in_one_line(arguments, message):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Attention(**options)
+
+
+def test_nothing_to_attend_with_or_to_is_told_in_one_line():
+    for call, message in (
+        (lambda: Attention(num_heads=2, name="a")(None), r"^query is missing \[a\]: expected query of shape"),
+        (lambda: attention(name="a")(None), r"^query is missing \[a\]"),
+        (lambda: attention(name="a")(stream(B, 0, D)), r"^query has no tokens \[a\]: .*found \[2, 0, 12\]; mask one"),
+        (
+            lambda: attention(DC, name="a")(stream(B, T, D), stream(B, 0, DC)),
+            r"^context has no tokens \[a\]: .*found \[2, 0, 8\]",
+        ),
+        (lambda: attention(DC, name="a", rotary=True)(stream(B, T, D), stream(B, S, DC)), r"^rotary positions are of self-atten"),
+        (lambda: attention(DC, name="a")(stream(B, T, D), stream(B, S, DC), grid=(1, 5)), r"found rotary=False, grid=\(1, 5\)$"),
+        (lambda: attention(rotary="2d", head_dim=4)(stream(B, T, D), grid=5), "impossible grid"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("options", "shape", "message"), [

@@ -78,6 +78,13 @@ def test_scores_on_request_change_nothing(kernel):
     assert block(False, **kernel)(TOKENS, return_scores=True).cross_scores is None
 
 
+def test_positions_are_of_self_attention_alone():
+    layer = block(rotary="2d", attention_options={"grid": (2, 2), "num_unrotated_tokens": 1, "logit_cap": 5.0}, num_heads=1)
+    assert layer.attention.rotary == "2d" and layer.attention.grid == (2, 2) and layer.attention.logit_cap == 5.0
+    assert layer.cross.rotary is False and layer.cross.grid is None and layer.cross.logit_cap == 5.0
+    assert np.isfinite(to_numpy(layer(TOKENS, context=CONTEXT))).all()
+
+
 def test_gains_of_zero_make_the_identity():
     layer = block(layer_scale=0.0)
     for gain in layer.gains.values():
