@@ -30,6 +30,8 @@ class ContrastiveHead(keras.layers.Layer):
         text_pooling: The same of the real tokens; ``"last"`` is CLIP's, for text that is read left to right. Default ``"mean"``.
         image_heads: Heads where the image is pooled by attention. Default 4.
         text_heads: Heads where the text is pooled by attention. Default 4.
+        pooling_mlp_ratio: Hidden width of a feed-forward part after pooling by attention, over its tokens' width, as in SigLIP's
+            head, where it is 4; None has none. Default None.
         initial_temperature: Start of the global temperature; its inverse is the scale. Default 0.07.
         max_scale: The scale in use never exceeds this, and training takes no step beyond it. A head that was loaded with more
             learns back from there: the cap has no part in the gradient. Default 100.
@@ -66,6 +68,7 @@ class ContrastiveHead(keras.layers.Layer):
         text_pooling: str = "mean",
         image_heads: int = 4,
         text_heads: int = 4,
+        pooling_mlp_ratio: float | None = None,
         initial_temperature: float = 0.07,
         max_scale: float = 100.0,
         initial_bias: float = 0.0,
@@ -84,6 +87,7 @@ class ContrastiveHead(keras.layers.Layer):
         self.text_pooling = text_pooling
         self.image_heads = image_heads
         self.text_heads = text_heads
+        self.pooling_mlp_ratio = pooling_mlp_ratio
         self.initial_temperature = initial_temperature
         self.max_scale = max_scale
         self.initial_bias = initial_bias
@@ -95,7 +99,7 @@ class ContrastiveHead(keras.layers.Layer):
         self.text_pooler = self._pooler("text_pooler", text_heads) if text_pooling == "attention" else None
 
     def _pooler(self, name: str, num_heads: int) -> AttentionPooling:
-        return AttentionPooling(num_heads=num_heads, dtype=self.dtype_policy, name=name)
+        return AttentionPooling(num_heads=num_heads, mlp_ratio=self.pooling_mlp_ratio, dtype=self.dtype_policy, name=name)
 
     def build(self, image_shape: Sequence[int | None], text_shape: Sequence[int | None]) -> None:
         """Builds the projections, the temperature and the bias."""
@@ -157,8 +161,8 @@ class ContrastiveHead(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
-            "embedding_dim", "image_pooling", "text_pooling", "image_heads", "text_heads", "initial_temperature", "max_scale",
-            "initial_bias",
+            "embedding_dim", "image_pooling", "text_pooling", "image_heads", "text_heads", "pooling_mlp_ratio",
+            "initial_temperature", "max_scale", "initial_bias",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 

@@ -67,6 +67,13 @@ def test_an_image_can_be_pooled_by_attention_and_masked(tokens):
     changed[1, 2:] = np.nan
     np.testing.assert_array_equal(to_numpy(layer.embed_image(image, mask)), to_numpy(layer.embed_image(changed, mask)))
     assert np.abs(to_numpy(layer.embed_image(image)) - to_numpy(layer.embed_image(image[::-1]))).max() > 1e-3
+    # SigLIP's head has a feed-forward part behind the attention.
+    deep = ContrastiveHead(embedding_dim=5, image_pooling="attention", pooling_mlp_ratio=2.0)
+    deep.build((None, None, 8), (None, None, 6))
+    assert deep.image_pooler.feed_forward.hidden_dim == 16 and deep.text_pooler is None
+    pooled = to_numpy(deep.image_pooler(image, mask)) @ to_numpy(deep.image_projection.kernel)
+    np.testing.assert_allclose(to_numpy(deep.embed_image(image, mask)), unit(pooled), atol=1e-5)
+    assert ContrastiveHead.from_config(deep.get_config()).get_config() == deep.get_config()
     with pytest.raises(ConfigError, match="unknown pooling"):
         ContrastiveHead(embedding_dim=4, text_pooling="max")
 
