@@ -14,6 +14,7 @@ import tensorflow as tf
 from mmfusion.errors import ConfigError
 from mmfusion.layers import Attention
 from mmfusion.models import ImageTextModel
+from mmfusion.models.fusing import fuse
 
 
 def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any, mask: Any) -> npt.NDArray[np.float32]:
@@ -57,8 +58,7 @@ def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any,
         tape.watch([patches, text])
         with _looking(model.fusion) as looks:
             # Asked for scores, a fusion asks those of its layers for theirs in which text looks at the image.
-            logits, _ = model.match_tokens(patches, text, mask, return_scores=True, training=False)
-            logit = tf.reduce_sum(logits)
+            logit = tf.reduce_sum(model.match_fused(*fuse(model, text, patches, mask, return_scores=True, training=False)))
     gradients = tape.gradient(logit, [look.output for look in looks])
     found = []
     for look, gradient in zip(looks, gradients, strict=True):

@@ -42,7 +42,7 @@ def check_options(options: dict[str, Any], where: str) -> None:
     if kernel not in KERNELS:
         raise ConfigError("unknown kernel", where=where, expected=" or ".join(KERNELS), found=repr(kernel))
     cap = options["logit_cap"]
-    if cap is not None and not (isinstance(cap, Real) and cap > 0):
+    if cap is not None and not (isinstance(cap, Real) and float(cap) > 0):
         raise ConfigError("impossible logit_cap", where=where, expected="more than 0, or None", found=repr(cap))
     if rotary not in (False, True, "2d"):
         raise ConfigError("unknown rotary positions", where=where, expected="False, True or '2d'", found=repr(rotary))

@@ -11,7 +11,7 @@ from keras import KerasTensor, ops
 from mmfusion.decoding import BeamOutput, DecodeOutput
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
-from mmfusion.fusion import Fusion
+from mmfusion.fusion import Fusion, FusionOutput
 from mmfusion.layers import AttentionPooling, ModalityDropout
 from mmfusion.models.captioning import CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
@@ -240,22 +240,18 @@ class ImageTextModel(keras.Model):
         text: KerasTensor,
         token_mask: KerasTensor | None = None,
         training: bool | None = None,
-        return_scores: bool = False,
         patch_mask: KerasTensor | None = None,
-    ) -> KerasTensor | tuple[KerasTensor, KerasTensor]:
-        """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused.
+    ) -> KerasTensor:
+        """As `match`, from encoded streams ``float[B, P, Di]`` and ``float[B, T, D]``, so that encodings are reused."""
+        self.head("matching")
+        return self.match_fused(*fuse(self, text, patches, token_mask, patch_mask=patch_mask, training=training))
 
-        With `return_scores`, also the attention from text to image of the same pass, ``float32[B, layers, heads, T, P]``.
-        """
-        head = self.head("matching")
-        options: dict[str, Any] = {"return_scores": return_scores, "training": training}
-        fused, image_mask = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
-        image: Any = fused.image
+    def match_fused(self, fused: FusionOutput, image_mask: KerasTensor | None = None) -> KerasTensor:
+        """As `match`, from streams that are fused, and which of the image's tokens are real, ``bool[B, N]``."""
+        head, image = self.head("matching"), fused.image
         if self.matching_tokens == "image":
-            logits = head(mean_of_real(image, image_mask)[:, None])
-        else:
-            logits = head(fused.text, image=image, image_mask=image_mask)
-        return (logits, fused.scores) if return_scores else logits
+            return head(mean_of_real(image, image_mask)[:, None])
+        return head(fused.text, image=image, image_mask=image_mask)
 
     def masked_language_logits(
         self,
