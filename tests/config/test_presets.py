@@ -130,6 +130,41 @@ def test_what_cannot_be_is_told(content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_style_that_a_preset_has_no_use_for_is_refused(tmp_path):
+    file = tmp_path / "file.yaml"
+    file.write_text("preset: clip\nfusion: {style: qformer}\n")
+    for recipe, overrides, message in (
+        (
+            QUICKSTART,
+            ["preset=clip", "fusion.style=qformer"],
+            "no head of preset clip reads a fusion .*fusion.style.*found qformer",
+        ),
+        (QUICKSTART, ["fusion.style=cross", "preset=siglip"], "no head of preset siglip reads a fusion"),
+        (file, [], "no head of preset clip reads a fusion"),
+        (
+            QUICKSTART,
+            ["preset=vilt", "fusion.style=cross"],
+            "image_encoder and text_encoder without layers.*expected merged, found",
+        ),
+        (
+            QUICKSTART,
+            ["preset=vilt", "fusion.style=co", "model.image_encoder.depth=2"],
+            "vilt leaves text_encoder without layers",
+        ),
+        (file, ["preset=prefix"], None),
+    ):
+        if message is None:
+            assert load_recipe(recipe, overrides).fusion.style == "merged"
+            continue
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(recipe, overrides)
+    depths = ("model.image_encoder.depth=2", "model.text_encoder.depth=0")
+    meant = load_recipe(QUICKSTART, ["preset=vilt", "fusion.style=cross", *depths])
+    assert (meant.fusion.style, meant.model.image_encoder.depth, meant.model.text_encoder.depth) == ("cross", 2, 0)
+    # Sizes are no style: a script that sets them for every preset may go on doing so.
+    assert load_recipe(QUICKSTART, ["preset=clip", "fusion.depth=3", "fusion.num_heads=2"]).model.heads == ("contrastive",)
+
+
 def test_sizes_are_recipes():
     for name in PRESETS:
         for size in SIZES.values():
