@@ -18,9 +18,9 @@ def presets(
     vocabulary_size: Annotated[int, typer.Option(min=10, help="Token ids, for the count.")] = 8000,
 ) -> None:
     """List the compositions that preset=NAME stands for."""
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from mmfusion.cli.console import whole_lines
     from mmfusion.config import PRESETS, SIZES, recipe_from_dict
     from mmfusion.config.presets import replaced
     from mmfusion.errors import ConfigError
@@ -35,7 +35,7 @@ def presets(
         if size is not None:
             row.append(f"{_parameters(name, size, image_size, vocabulary_size):,}")
         table.add_row(*row)
-    Console().print(table)
+    whole_lines().print(table)
 
 
 def _image(recipe: Recipe) -> str:
