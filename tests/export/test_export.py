@@ -68,6 +68,26 @@ def test_one_interface_over_runs_and_exports(kind, export, run, pictures, tmp_pa
         predictor.match(pictures, ["one"])
 
 
+def test_what_is_no_list_or_no_text_is_told_before_it_is_read(export):
+    predictor = load(export)
+    for ask, message in (
+        (lambda: predictor.caption("photo.jpg"), r"list is needed \[images\]: expected .*'photo.jpg'\], found 'photo.jpg'"),
+        (lambda: predictor.encode_image(b"12"), r"list is needed \[images\].*found 2 bytes"),
+        (lambda: predictor.encode_text("a dog"), r"list is needed \[texts\].*found 'a dog'"),
+        (lambda: predictor.encode_text(["a dog", 3]), r"one text is needed \[texts\[1\]\]: expected a string, found 3"),
+        (lambda: predictor.match("a.jpg", "a"), r"list is needed \[images\]"),
+        (lambda: predictor.match(["a.jpg"], None), r"list is needed \[texts\].*found None"),
+        (lambda: predictor.attend(["a.jpg"], ["a dog"]), r"one text is needed \[text\]: expected a string, found \['a dog'\]"),
+        (lambda: predictor.attend(np.zeros((4, 4, 3)), "a dog"), r"no picture's file \[image\]: expected a path.*found ndarray"),
+        (lambda: predictor.localise(3, "a dog"), r"no picture's file \[image\].*found 3"),
+        (lambda: predictor.localise("a.jpg", ["a dog"]), r"one text is needed \[phrase\]"),
+        (lambda: predictor.localise("a.jpg", " "), r"an empty phrase \[phrase\]: expected words to look for, found ' '"),
+        (lambda: predictor.localise("a.jpg", "a", sentence=3), r"one text is needed \[sentence\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ask()
+
+
 def test_what_stands_there_is_not_lost(export, run, tmp_path):
     with pytest.raises(ExportError, match="something already"):
         export_model(run, export)
