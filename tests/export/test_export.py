@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from untrained import untrained_run
 
+from mmfusion.cli.export import export as export_command
 from mmfusion.errors import DataError, ExportError
 from mmfusion.explain import localise
 from mmfusion.export import export_model, load, verify_export
@@ -37,7 +40,24 @@ def test_verification_finds_equal_and_different_models(export, run, pictures, tm
     rows = verify_export(export, run, images=files)
     assert {row.output.partition("/")[0] for row in rows} == SIGNATURES and all(row.passed for row in rows)
     other = load_run(untrained_run(tmp_path / "other"))
-    assert not all(row.passed for row in verify_export(export, other, images=files))
+    with pytest.raises(
+        ExportError, match=r"not made from the model that is in .*other now .*untrained\]: expected weights \w{12},"
+    ):
+        verify_export(export, other, images=files)
+    # One that does not say what it was made from.
+    described = json.loads((export / "mmfusion.json").read_text())
+    shutil.copytree(export, tmp_path / "silent")
+    (tmp_path / "silent" / "mmfusion.json").write_text(json.dumps({**described, "weights": None}))
+    assert not all(row.passed for row in verify_export(tmp_path / "silent", other, images=files))
+
+
+def test_an_export_is_named_after_its_run_not_its_recipe(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("mmfusion.export.export_model", lambda _, output, overwrite: asked.append(output) or tmp_path)
+    export_command(run.folder.path)
+    monkeypatch.chdir(run.folder.path)
+    export_command(Path())
+    assert asked == [Path("saved_models/run")] * 2 and run.recipe.name == "untrained"
 
 
 def test_a_model_without_a_head_leaves_its_signatures_out(tmp_path):
