@@ -80,13 +80,13 @@ PRESETS: dict[str, Content] = {
         "fusion": {"style": "bottleneck", "num_bottlenecks": 4},
         "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
     },
-    # Alayrac et al. 2022 (arXiv:2204.14198). Its decoder is frozen: train.freeze does that where the weights are worth keeping.
+    # Alayrac et al. 2022 (arXiv:2204.14198). Its encoder and its decoder are frozen: see `FROZEN`.
     "flamingo": {
         "model": {"heads": ["captioning"]},
         "fusion": {"style": "resampler", "inner": "gated"},
         "objective": {"contrastive": None, "matching": None, "captioning": {}},
     },
-    # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: as above.
+    # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: see `FROZEN`.
     "blip2": {
         "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion"},
         # After one layer the queries have seen the image, after two the text has seen the queries.
@@ -105,6 +105,12 @@ PRESETS: dict[str, Content] = {
         "fusion": {"style": "recurrent", "attention": "additive"},
         "objective": {"contrastive": None, "matching": None, "captioning": {"attention_coverage": 0.1}},
     },
+}
+#: What ``train.freeze`` takes to keep what a paper keeps. No preset does so by itself: its weights are fresh, and what is frozen
+#: as it was drawn would never learn. It is for weights that were loaded.
+FROZEN: dict[str, tuple[str, ...]] = {
+    "flamingo": ("^image_encoder/", "^text_encoder/", "^fusion/(.*/)?language_"),
+    "blip2": ("^image_encoder/",),
 }
 #: Sizes to build a preset with, without a recipe.
 SIZES: dict[str, Content] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mmfusion.config import PRESET_NAMES, PRESETS, SIZES, dump_recipe, load_recipe, recipe_from_dict, save_recipe
+from mmfusion.config import FROZEN, PRESET_NAMES, PRESETS, SIZES, dump_recipe, load_recipe, recipe_from_dict, save_recipe
 from mmfusion.config.presets import replaced
 from mmfusion.errors import ConfigError
 
@@ -163,6 +164,14 @@ def test_a_style_that_a_preset_has_no_use_for_is_refused(tmp_path):
     assert (meant.fusion.style, meant.model.image_encoder.depth, meant.model.text_encoder.depth) == ("cross", 2, 0)
     # Sizes are no style: a script that sets them for every preset may go on doing so.
     assert load_recipe(QUICKSTART, ["preset=clip", "fusion.depth=3", "fusion.num_heads=2"]).model.heads == ("contrastive",)
+
+
+def test_what_papers_freeze_is_said_and_not_done():
+    for name, patterns in FROZEN.items():
+        recipe = load_recipe(QUICKSTART, [f"preset={name}"])
+        assert recipe.train.freeze == ()
+        # As `mmfusion presets` writes it for a command line.
+        assert load_recipe(QUICKSTART, [f"preset={name}", f"train.freeze={json.dumps(patterns)}"]).train.freeze == patterns
 
 
 def test_sizes_are_recipes():
