@@ -191,7 +191,7 @@ class Predictor:
 
     def _files_of(self, images: Images) -> list[Image]:
         if not isinstance(images, list | tuple):
-            return [images]
+            return [images]  # type: ignore[list-item]  # `read_image` refuses what is no file
         if not 1 <= len(images) <= (self.frames if self.several else 1):
             room = f"1 to {self.frames} pictures" if self.several else "one picture, or one file with a clip"
             raise DataError("another number of pictures than the model takes", where=self.name, expected=room, found=len(images))
