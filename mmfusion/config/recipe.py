@@ -64,7 +64,10 @@ class Recipe(Section):
                 f"found {self.model.image_encoder.tubelet_size}"
             )
         if self.model.fuses:
-            self._check_fusion("fusion", self.fusion)
+            # The contrastive head pools what the fusion holds of the image with the fusion's heads.
+            model = self.model
+            pools = model.contrastive_tokens == "fusion" and model.image_pooling == "attention" and "contrastive" in model.heads
+            self._check_fusion("fusion", self.fusion, splits_image=pools and self.fusion.style not in ("qformer", "resampler"))
         else:
             self._check_no_fusion()
         if self.translation is not None:
@@ -113,9 +116,9 @@ class Recipe(Section):
                 raise ValueError(f"{path}: expected one of {', '.join(figures)}, found {figure}{fix}")
         return self
 
-    def _check_fusion(self, path: str, fusion: FusionConfig) -> None:
-        """Whether a fusion fits the encoders."""
-        split = ["text_encoder", "image_encoder"] if fusion.splits_image else ["text_encoder"]
+    def _check_fusion(self, path: str, fusion: FusionConfig, splits_image: bool = False) -> None:
+        """Whether a fusion fits the encoders; `splits_image` says that its heads split the image's width whatever the style."""
+        split = ["text_encoder", "image_encoder"] if splits_image or fusion.splits_image else ["text_encoder"]
         for encoder in split:
             dim = getattr(self.model, encoder).dim
             if dim % fusion.num_heads:

@@ -234,6 +234,10 @@ WIDE = "model.image_encoder={dim: 36, num_heads: 3}", "fusion.num_heads=8"
         ([*WIDE, "fusion.style=co"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),
         ([*WIDE, "fusion.direction=both"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),
         (
+            [*WIDE, "model.contrastive_tokens=fusion", "model.image_pooling=attention"],
+            "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8",
+        ),
+        (
             ["model.image_encoder={dim: 32, num_heads: 16, rotary: 2d}"],
             "model.image_encoder.num_heads]: expected heads of a width that rotary divides by 4, found a width of 2",
         ),
