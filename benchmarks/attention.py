@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if "growth" in options.parts:
         # First, while this process holds no memory itself.
-        points = growth(options)
-        print_growth(points, options)
+        points: list[Point] = []
+        for point in growth(options):
+            points.append(point)
+            print_point(point, points, options)
         if options.figure is not None:
             draw(points, options.figure)
     if options.parts != ["growth"]:
@@ -184,10 +186,9 @@ def compare_tokens(
     )  # fmt: skip
 
 
-def growth(options: argparse.Namespace) -> list[Point]:
-    """The points that fit, each measured in a process of its own."""
-    points: list[Point] = []
-    for kernel in options.kernels:
+def growth(options: argparse.Namespace) -> Iterator[Point]:
+    """The points that fit, each measured in a process of its own; Keras's, which the others stand beside, come first."""
+    for kernel in sorted(options.kernels, key=lambda kernel: kernel != "keras"):
         last: Point | None = None
         for length in options.growth:
             power = 1 if kernel in ("local", "linear") else 2
@@ -197,8 +198,7 @@ def growth(options: argparse.Namespace) -> list[Point]:
             last = run_point(kernel, length, options)
             if last is None:
                 break
-            points.append(last)
-    return points
+            yield last
 
 
 def run_point(kernel: str, length: int, options: argparse.Namespace) -> Point | None:
@@ -265,34 +265,30 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def print_growth(points: list[Point], options: argparse.Namespace) -> None:
-    """A line of time and one of memory for each point, and what a linear kernel needs beside Keras's longest."""
+def print_point(point: Point, points: list[Point], options: argparse.Namespace) -> None:
+    """A line of time and one of memory, and what a kernel needs beside Keras's longest; `points` are those so far."""
     dim, num_heads = options.growth_size
-    peers = {point.length: point for point in points if point.kernel == "keras"}
-    for point in points:
-        peer = None if point.kernel == "keras" else peers.get(point.length)
-        details = {"tokens": point.length, "batch_size": 1, "dim": dim, "num_heads": num_heads, "dtype": "float32"}
-        details |= {"threads": options.threads or core_count()}
-        if peer is None and point.kernel != "keras":
-            details["no_peer"] = f"{KERAS} was not measured at this length, or did not fit"
-        name, peer_name = f"attention.growth.{point.kernel}.{point.length}", None if peer is None else KERAS
-        speed, peer_speed = point.length / point.seconds, None if peer is None else peer.length / peer.seconds
-        emit(f"{name}.time", speed, "tokens/s", peer=peer_name, peer_value=peer_speed, details=details)
-        held = None if peer is None else peer.bytes / 2**20
-        emit(f"{name}.memory", point.bytes / 2**20, "MiB", peer=peer_name, peer_value=held, details=details, less_is_better=True)
-    if not peers:
-        return
-    longest = peers[max(peers)]
-    for point in points:
-        if point.kernel != "keras" and point.length >= longest.length and point.length in (16384, options.growth[-1]):
-            emit(
-                f"attention.growth.{point.kernel}.{point.length}.memory_beside_the_longest",
-                point.bytes / 2**20,
-                "MiB",
-                peer=f"{KERAS} at {longest.length} tokens, the longest that ran",
-                peer_value=longest.bytes / 2**20,
-                less_is_better=True,
-            )
+    peers = {other.length: other for other in points if other.kernel == "keras"} if point.kernel != "keras" else {}
+    peer = peers.get(point.length)
+    details = {"tokens": point.length, "batch_size": 1, "dim": dim, "num_heads": num_heads, "dtype": "float32"}
+    details |= {"threads": options.threads or core_count()}
+    if peer is None and point.kernel != "keras":
+        details["no_peer"] = f"{KERAS} was not measured at this length, or did not fit"
+    name, peer_name = f"attention.growth.{point.kernel}.{point.length}", None if peer is None else KERAS
+    speed, peer_speed = point.length / point.seconds, None if peer is None else peer.length / peer.seconds
+    emit(f"{name}.time", speed, "tokens/s", peer=peer_name, peer_value=peer_speed, details=details)
+    held = None if peer is None else peer.bytes / 2**20
+    emit(f"{name}.memory", point.bytes / 2**20, "MiB", peer=peer_name, peer_value=held, details=details, less_is_better=True)
+    longest = peers[max(peers)] if peers else None
+    if longest is not None and point.length >= longest.length and point.length in (16384, options.growth[-1]):
+        emit(
+            f"{name}.memory_beside_the_longest",
+            point.bytes / 2**20,
+            "MiB",
+            peer=f"{KERAS} at {longest.length} tokens, the longest that ran",
+            peer_value=longest.bytes / 2**20,
+            less_is_better=True,
+        )
 
 
 def draw(points: list[Point], path: Path) -> None:

@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="changes of the recipes")
-    parser.add_argument("--folder", type=Path, help="where clips and runs stay; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where clips and runs stay, to be used again; default: a temporary folder")
     parser.add_argument("--things", type=int, default=40, help="how many different things")
     parser.add_argument("--copies", type=int, default=5, help="training clips of each thing and motion")
     options = parser.parse_args()
@@ -95,7 +95,8 @@ def main() -> None:
         home, results = options.folder or Path(temporary), {}
         for name in options.variants:
             variant = VARIANTS[name]
-            data = home / variant.task
+            # In its name what made it: other clips would pass for these, and runs on them for runs on these.
+            data = home / f"{variant.task}-{options.things}x{options.copies}"
             if not data.exists():
                 make_clips(data, task=variant.task, copies=options.copies, things=options.things)
             recipe = load_recipe(variant.recipe, [f"data.path={data}", *variant.changes, *options.changes])

@@ -329,6 +329,23 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(path, overrides)
 
 
+def refuse_other_settings(run: Path, recipe: Recipe) -> None:
+    """Ends the script if a run that is there already was made by another recipe: its figures would pass for this one's.
+
+    Args:
+        run: The run folder.
+        recipe: What is to be measured now.
+
+    Raises:
+        SystemExit: With the options that differ.
+    """
+    from mmfusion.config import changed_paths, load_recipe
+
+    changed = changed_paths(load_recipe(run / "recipe.yaml"), recipe, free=("tune", "quick"))
+    if changed:
+        raise SystemExit(f"error: {run} was made with other settings ({', '.join(changed)}); name another --folder, or delete it")
+
+
 def random_batch(recipe: Recipe, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """A batch as the data pipeline gives it, with noise for pictures and captions from 8 tokens to the longest."""
     import numpy as np

@@ -5,8 +5,8 @@
     python benchmarks/styles.py --quick --docs none
 
 Each style is trained by ``mmfusion train RECIPE fusion.style=STYLE`` and measured by ``mmfusion evaluate``; a run that is there
-already is used again. Steps are timed afterwards, all styles in turns in one process. It prints a line for each style and writes
-the table to ``docs/styles.md``.
+already is used again if the same settings made it, and refused if others did. Steps are timed afterwards, all styles in turns in
+one process. It prints a line for each style and writes the table to ``docs/styles.md``.
 
 Every style has the same encoders, widths, fusion depth, data, steps and seed, and its own defaults for what is its own. Recall
 before reranking comes from the dual encoder, which no fusion takes part in (the joint training moves it a little); what a style
@@ -34,6 +34,7 @@ from common import (
     interleaved,
     random_batch,
     read_recipe,
+    refuse_other_settings,
     timed,
     use_same_device,
 )
@@ -48,10 +49,16 @@ HEADER = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, measures, prints the lines and writes the table."""
+    from mmfusion.config import load_recipe
+
     options = read_arguments(arguments)
     folders = {style: options.folder / style for style in options.styles}
-    for style, folder in folders.items():
-        train_and_evaluate(style, folder, options)
+    done = [style for style, folder in folders.items() if (folder / "evaluation" / "metrics.json").is_file()]
+    for style in done:
+        refuse_other_settings(folders[style], load_recipe(options.recipe, overrides_of(style, options), quick=options.quick))
+        print(f"{style}: {folders[style]} is there already", file=sys.stderr)
+    for style in (style for style in options.styles if style not in done):
+        train_and_evaluate(style, folders[style], options)
     use_same_device(None, options.device, options.threads)
     rows = [read_figures(style, folder) for style, folder in folders.items()]
     seconds = time_steps(folders, options)
@@ -74,7 +81,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe that all styles share")
     parser.add_argument("--styles", nargs="+", default=list(FUSION_STYLES), choices=FUSION_STYLES)
-    parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "styles", help="where the runs go")
+    parser.add_argument("--folder", type=Path, help="where the runs go; default runs/styles, or runs/styles-quick")
     parser.add_argument("--docs", default=str(DOCS), help="the file for the table; none writes none")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--quick", action="store_true", help="the recipe's quick variant: says that it runs, nothing else")
@@ -82,19 +89,22 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     add_threads_argument(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.folder = options.folder or REPOSITORY / "runs" / ("styles-quick" if options.quick else "styles")
+    return options
+
+
+def overrides_of(style: str, options: argparse.Namespace) -> list[str]:
+    """What is changed in the recipe for a style."""
+    return [*options.overrides, f"fusion.style={style}"]
 
 
 def train_and_evaluate(style: str, folder: Path, options: argparse.Namespace) -> None:
-    """What a person would type, unless it was done already."""
-    if (folder / "evaluation" / "metrics.json").is_file():
-        print(f"{style}: {folder} is there already", file=sys.stderr)
-        return
+    """What a person would type."""
     command = [sys.executable, "-m", "mmfusion"]
     quick = ["--quick"] if options.quick else []
-    overrides = [*options.overrides, f"fusion.style={style}"]
     for step in (
-        ["train", str(options.recipe), *overrides, *quick, "--run", str(folder)],
+        ["train", str(options.recipe), *overrides_of(style, options), *quick, "--run", str(folder)],
         ["evaluate", str(folder)],
     ):
         print(f"== mmfusion {' '.join(step)}", file=sys.stderr, flush=True)

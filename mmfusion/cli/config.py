@@ -29,17 +29,27 @@ def show(
 
 @app.command()
 def check(
-    recipes: Annotated[list[Path], typer.Argument(help="Recipes.", show_default=False)],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipes: YAML files, or names such as quickstart; and values to change in them, as in fusion.style=gated.",
+            show_default=False,
+        ),
+    ],
 ) -> None:
-    """Check recipes and their quick variants without training."""
+    """Check recipes and their quick variants without training, with the changes that train would be given."""
     from mmfusion.config import load_recipe
     from mmfusion.errors import ConfigError
 
+    overrides = [word for word in recipes if "=" in word and not Path(word).is_file()]
+    files = [word for word in recipes if word not in overrides]
+    if not files:
+        raise ConfigError("no recipe is named", expected="a file or a name such as quickstart", found=" ".join(overrides))
     failed = 0
-    for recipe in recipes:
+    for recipe in files:
         try:
-            load_recipe(recipe)
-            load_recipe(recipe, quick=True)
+            for quick in (False, True):
+                load_recipe(recipe, overrides, quick=quick)
             typer.echo(f"{recipe}: good")
         except ConfigError as error:
             failed += 1

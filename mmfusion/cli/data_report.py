@@ -47,6 +47,7 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     """
     from rich.console import Console
 
+    from mmfusion.cli.console import whole_lines
     from mmfusion.config import load_recipe, recipe_from_dict
     from mmfusion.config.data_config import MOST_FRAMES
     from mmfusion.data import check_source, open_source
@@ -67,4 +68,4 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
     if as_json:
         typer.echo(content)
     else:
-        Console().print(result.table())
+        whole_lines().print(result.table())

@@ -24,6 +24,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+    from mmfusion.cli.console import whole_lines
     from mmfusion.cli.environment import quiet_tensorflow
     from mmfusion.config import load_recipe
 
@@ -55,7 +56,7 @@ def evaluate(
     if loaded.model.fusion is not None and recipe.translation is None:
         split = recipe.evaluation.split or recipe.data.validation_split
         draw_attention_example(loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png")
-    print_report(folder)
+    print_report(folder, whole_lines())
 
 
 def _check_overrides(overrides: list[str]) -> None:

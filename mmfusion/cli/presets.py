@@ -18,10 +18,12 @@ def presets(
     vocabulary_size: Annotated[int, typer.Option(min=10, help="Token ids, for the count.")] = 8000,
 ) -> None:
     """List the compositions that preset=NAME stands for."""
-    from rich.console import Console
+    import json
+
     from rich.table import Column, Table
 
-    from mmfusion.config import PRESETS, SIZES, recipe_from_dict
+    from mmfusion.cli.console import whole_lines
+    from mmfusion.config import FROZEN, PRESETS, SIZES, recipe_from_dict
     from mmfusion.config.presets import replaced
     from mmfusion.errors import ConfigError
 
@@ -35,7 +37,11 @@ def presets(
         if size is not None:
             row.append(f"{_parameters(name, size, image_size, vocabulary_size):,}")
         table.add_row(*row)
-    Console().print(table)
+    console = whole_lines()
+    console.print(table)
+    note = "Weights are fresh, and all are trained. What the papers keep frozen, for pretrained weights that you have loaded:"
+    keeping = [f"  {name}: 'train.freeze={json.dumps(patterns)}'" for name, patterns in FROZEN.items()]
+    console.print("", note, *keeping, sep="\n", markup=False, highlight=False)
 
 
 def _image(recipe: Recipe) -> str:

@@ -19,9 +19,9 @@ def verify(
     ] = None,
 ) -> None:
     """Run an export in a fresh process and compare every output with the Keras model."""
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from mmfusion.cli.console import whole_lines
     from mmfusion.cli.environment import quiet_tensorflow
     from mmfusion.errors import ExportError
 
@@ -34,7 +34,7 @@ def verify(
     for row in comparisons:
         verdict = "ok" if row.passed else "DIFFERS"
         table.add_row(row.output, str(row.shape), f"{row.difference:.2e}", f"{row.tolerance:.0e}", verdict)
-    Console().print(table)
+    whole_lines().print(table)
     failed = [row.output for row in comparisons if not row.passed]
     if failed:
         raise ExportError("the export differs from the model", where=export, found=", ".join(failed))

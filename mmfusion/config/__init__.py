@@ -7,7 +7,7 @@ from mmfusion.config.fusion_config import FUSION_STYLES, STYLE_OPTIONS, FusionCo
 from mmfusion.config.loading import dump_recipe, load_recipe, nearest_path, recipe_from_dict, save_recipe
 from mmfusion.config.model_config import ImageEncoderConfig, ModelConfig, TextConfig, TextEncoderConfig
 from mmfusion.config.overrides import apply_overrides
-from mmfusion.config.presets import PRESETS, SIZES
+from mmfusion.config.presets import FROZEN, PRESETS, SIZES
 from mmfusion.config.recipe import PRESET_NAMES, Recipe
 from mmfusion.config.train_config import (
     CaptioningConfig,
@@ -24,6 +24,7 @@ from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, GoalCon
 
 __all__ = [
     "CAPTION_FIGURES",
+    "FROZEN",
     "FUSION_STYLES",
     "PRESETS",
     "PRESET_NAMES",

@@ -26,6 +26,8 @@ STYLE_OPTIONS: dict[str, tuple[str, ...]] = {
     "resampler": ("num_latents", "resampler_depth", "inner"),
     "recurrent": ("attention",),
 }
+#: The kernels of the styles that do not take all, as their classes refuse the others.
+STYLE_KERNELS: dict[str, tuple[str, ...]] = {"merged": ("exact", "chunked", "linear"), "recurrent": ("exact",)}
 
 
 def check_kernel(kernel: str, *, attention_dropout: float = 0.0, **options: Any) -> None:
@@ -77,9 +79,13 @@ class FusionConfig(Section):
     @model_validator(mode="after")
     def _known_to_the_style(self) -> FusionConfig:
         check_kernel(self.kernel, attention_dropout=self.attention_dropout)
+        for style in self._styles:
+            kernels = STYLE_KERNELS.get(style, get_args(Kernel))
+            if self.kernel not in kernels:
+                raise ValueError(f"kernel: expected {' or '.join(kernels)} with style {style}, found {self.kernel}")
         if self.inner == "resampler":
             raise ValueError("inner: expected another style than the resampler itself, found resampler")
-        known = {*STYLE_OPTIONS[self.style], *self._inner_options}
+        known = {option for style in self._styles for option in STYLE_OPTIONS[style]}
         for option in (option for options in STYLE_OPTIONS.values() for option in options):
             if option in known or getattr(self, option) is None:
                 continue
@@ -91,8 +97,14 @@ class FusionConfig(Section):
         return self
 
     @property
-    def _inner_options(self) -> tuple[str, ...]:
-        return STYLE_OPTIONS[self.inner or "cross"] if self.style == "resampler" else ()
+    def _styles(self) -> tuple[str, ...]:
+        """The style, and the one inside it."""
+        return (self.style, self.inner or "cross") if self.style == "resampler" else (self.style,)
+
+    @property
+    def splits_image(self) -> bool:
+        """Whether heads split the width of the image's tokens too, not that of the text alone."""
+        return (self.style == "co" and not self.shared_cross) or (self.style == "cross" and self.direction in ("image", "both"))
 
     def options(self) -> dict[str, Any]:
         """The arguments of the style's class that the recipe sets; those of a resampler's inner style together.
@@ -104,5 +116,6 @@ class FusionConfig(Section):
         """
         options = self.model_dump(exclude={"style", "modality_dropout"})
         options = {name: value for name, value in options.items() if value is not None}
-        inner = {name: options.pop(name) for name in self._inner_options if name in options}
+        names = [name for style in self._styles[1:] for name in STYLE_OPTIONS[style]]
+        inner = {name: options.pop(name) for name in names if name in options}
         return options | ({"inner_options": inner} if inner else {})

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from mmfusion.config.finding import find_recipe
 from mmfusion.config.messages import is_section, nearest_path, one_line, option_paths
 from mmfusion.config.overrides import apply_overrides, merge, set_dotted
-from mmfusion.config.presets import beneath, replaced
+from mmfusion.config.presets import beneath, check_words, replaced
 from mmfusion.config.recipe import Recipe
 from mmfusion.config.use_config import RangeConfig
 from mmfusion.config.yaml_reading import read_yaml
@@ -50,7 +50,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
         content = merge(content, content.get("quick") or {})
     for override in overrides:
         if override.partition("=")[0].strip() == "preset":
-            content = replaced(content, apply_overrides({}, [override])["preset"])
+            name = apply_overrides({}, [override])["preset"]
+            check_words(name, apply_overrides({}, overrides), str(path))
+            content = replaced(content, name)
     return recipe_from_dict(apply_overrides(content, overrides), where=str(path))
 
 
@@ -72,6 +74,7 @@ def recipe_from_dict(content: dict[str, Any], where: str = "recipe") -> Recipe:
         Traceback (most recent call last):
         mmfusion.errors.ConfigError: unknown key [recipe: train.epoch]; did you mean train.epochs?
     """
+    check_words(content.get("preset"), content, where)
     content = beneath(content)
     recipe = _validated(content, where)
     if recipe.quick:

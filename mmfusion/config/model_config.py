@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,8 @@ class _Transformer(Section):
     rotary: bool = Field(False, description="Rotate queries and keys by position.")
     positions: Literal["learned", "sinusoidal", "none"] = Field("learned", description="Positions added to the embedding.")
 
+    _position_axes: ClassVar[int] = 1
+
     @model_validator(mode="after")
     def _heads_divide(self) -> _Transformer:
         if self.dim % self.num_heads:
@@ -54,6 +56,12 @@ class _Transformer(Section):
             raise ValueError(
                 f"num_key_value_heads: expected a divisor of num_heads {self.num_heads}, found {self.num_key_value_heads}"
             )
+        width, multiple = self.dim // self.num_heads, 4 if self.rotary == "2d" else 2
+        if self.rotary and self.depth and width % multiple:
+            raise ValueError(f"num_heads: expected heads of a width that rotary divides by {multiple}, found a width of {width}")
+        axes = self._position_axes
+        if self.positions == "sinusoidal" and self.dim % (2 * axes):
+            raise ValueError(f"dim: expected a multiple of {2 * axes} with sinusoidal positions, found {self.dim}")
         names = (*_OF_ATTENTION, "attention_dropout", "rotary")
         check_kernel(self.kernel, **{name: getattr(self, name) for name in names})
         return self
@@ -75,6 +83,8 @@ class _Transformer(Section):
 
 class ImageEncoderConfig(_Transformer):
     """The image encoder: of pictures, clips or several images."""
+
+    _position_axes: ClassVar[int] = 2
 
     kind: Literal["vit", "video", "multi"] = Field(
         "vit", description="One picture, a clip, or several images; the last two need data.frames above 1."

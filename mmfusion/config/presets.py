@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmfusion.config.figures import figures_of
-from mmfusion.config.fusion_config import STYLE_OPTIONS
+from mmfusion.config.fusion_config import FUSION_STYLES, STYLE_OPTIONS
 from mmfusion.config.overrides import merge
 from mmfusion.config.train_config import TERMS
+from mmfusion.errors import ConfigError
 
 Content = dict[str, Any]
 
@@ -79,13 +80,13 @@ PRESETS: dict[str, Content] = {
         "fusion": {"style": "bottleneck", "num_bottlenecks": 4},
         "objective": {"contrastive": {"loss": "softmax"}, "matching": {}, "captioning": {}},
     },
-    # Alayrac et al. 2022 (arXiv:2204.14198). Its decoder is frozen: train.freeze does that where the weights are worth keeping.
+    # Alayrac et al. 2022 (arXiv:2204.14198). Its encoder and its decoder are frozen: see `FROZEN`.
     "flamingo": {
         "model": {"heads": ["captioning"]},
         "fusion": {"style": "resampler", "inner": "gated"},
         "objective": {"contrastive": None, "matching": None, "captioning": {}},
     },
-    # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: as above.
+    # Li et al. 2023 (arXiv:2301.12597). Its image encoder is frozen: see `FROZEN`.
     "blip2": {
         "model": {"heads": ["contrastive", "matching", "captioning"], "contrastive_tokens": "fusion"},
         # After one layer the queries have seen the image, after two the text has seen the queries.
@@ -104,6 +105,12 @@ PRESETS: dict[str, Content] = {
         "fusion": {"style": "recurrent", "attention": "additive"},
         "objective": {"contrastive": None, "matching": None, "captioning": {"attention_coverage": 0.1}},
     },
+}
+#: What ``train.freeze`` takes to keep what a paper keeps. No preset does so by itself: its weights are fresh, and what is frozen
+#: as it was drawn would never learn. It is for weights that were loaded.
+FROZEN: dict[str, tuple[str, ...]] = {
+    "flamingo": ("^image_encoder/", "^text_encoder/", "^fusion/(.*/)?language_"),
+    "blip2": ("^image_encoder/",),
 }
 #: Sizes to build a preset with, without a recipe.
 SIZES: dict[str, Content] = {
@@ -186,6 +193,46 @@ def replaced(content: Content, name: Any) -> Content:
     if quick:
         changed["quick"] = _possible(quick, figures, whole=False)
     return _possible(changed, figures)
+
+
+def check_words(name: Any, said: Content, where: str) -> None:
+    """Refuses what a person says beside a preset where it would be lost, or would leave a model that nobody means.
+
+    That is a fusion style, or an option of one, beside a preset whose heads read none; and another style than the preset's where
+    this one does the work of an encoder, unless the person says how deep the encoder is then.
+
+    Args:
+        name: The preset; one that does not exist, like a style that does not, is refused elsewhere.
+        said: What is said beside it, as nested dictionaries.
+        where: What to call it in errors.
+
+    Raises:
+        ConfigError: With what to say instead.
+
+    Example:
+        >>> check_words("vilt", {"fusion": {"style": "cross"}}, "recipe")
+        Traceback (most recent call last):
+        mmfusion.errors.ConfigError: preset vilt leaves image_encoder and text_encoder without layers for its style to do their \
+work [recipe: fusion.style]: expected merged, found cross; say model.image_encoder.depth and model.text_encoder.depth too
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        return
+    preset, model, fusion = PRESETS[name], _section(said, "model"), _section(said, "fusion")
+    if "fusion" not in preset and not {"heads", "contrastive_tokens"} & model.keys():
+        for option in (option for option in _COMPOSITION["fusion"] if fusion.get(option) is not None):
+            raise ConfigError(
+                f"no head of preset {name} reads a fusion", where=f"{where}: fusion.{option}", expected="nothing said of it",
+                found=fusion[option], fix="leave it out, or choose another preset",
+            )  # fmt: skip
+    emptied = [encoder for encoder in _DEPTHS if _section(preset["model"], encoder).get("depth") == 0]
+    unsaid = [encoder for encoder in emptied if "depth" not in _section(model, encoder)]
+    style, found = _section(preset, "fusion").get("style"), fusion.get("style")
+    if unsaid and found in FUSION_STYLES and found != style:
+        raise ConfigError(
+            f"preset {name} leaves {' and '.join(unsaid)} without layers for its style to do their work",
+            where=f"{where}: fusion.style", expected=style, found=found,
+            fix=f"say {' and '.join(f'model.{encoder}.depth' for encoder in unsaid)} too",
+        )  # fmt: skip
 
 
 def _without_composition(content: Content) -> Content:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from mmfusion.config.data_config import DataConfig
 from mmfusion.config.figures import figures_of
-from mmfusion.config.fusion_config import FusionConfig
+from mmfusion.config.fusion_config import STYLE_OPTIONS, FusionConfig
 from mmfusion.config.model_config import ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
@@ -62,11 +63,17 @@ class Recipe(Section):
                 f"model.image_encoder.tubelet_size: expected a divisor of data.frames {frames}, "
                 f"found {self.model.image_encoder.tubelet_size}"
             )
-        if self.model.text_encoder.dim % self.fusion.num_heads:
-            raise ValueError(
-                f"fusion.num_heads: expected a divisor of model.text_encoder.dim {self.model.text_encoder.dim}, "
-                f"found {self.fusion.num_heads}"
-            )
+        if self.model.fuses:
+            # The contrastive head pools what the fusion holds of the image with the fusion's heads.
+            model = self.model
+            pools = model.contrastive_tokens == "fusion" and model.image_pooling == "attention" and "contrastive" in model.heads
+            self._check_fusion("fusion", self.fusion, splits_image=pools and self.fusion.style not in ("qformer", "resampler"))
+        else:
+            self._check_no_fusion()
+        if self.translation is not None:
+            self._check_fusion("translation.fusion", self.translation.fusion)
+            if self.translation.fusion.direction == "image":
+                raise ValueError("translation.fusion.direction: expected text or both, since the sentence is read, found image")
         if (self.translation is None) != (self.data.source_language is None):
             wanted, found = ("none", "translation is none") if self.translation is None else ("a language", "none")
             raise ValueError(f"data.source_language: expected {wanted}, found {found}; it goes with translation")
@@ -76,13 +83,10 @@ class Recipe(Section):
         for term in terms:
             if term not in heads:
                 raise ValueError(f"objective.{term}: expected none, since model.heads lacks {term}; set objective.{term}=null")
-        if "qformer" in (self.fusion.style, self.fusion.inner) and self.fusion.depth < 2 and self.model.fuses:
-            raise ValueError(
-                "fusion.depth: expected at least 2 with qformer, since text sees the queries a layer after these see the image, "
-                f"found {self.fusion.depth}"
-            )
         if self.fusion.direction == "image" and {"captioning", "masked_language"} & heads:
             raise ValueError("fusion.direction: expected text or both, since the model writes or guesses words, found image")
+        if self.fusion.direction == "image" and self.model.matching_tokens == "text" and "matching" in heads:
+            raise ValueError("fusion.direction: expected text or both, since model.matching_tokens is text, found image")
         if not terms:
             raise ValueError("objective: expected at least one term, found none")
         momentum = self.objective.momentum
@@ -111,6 +115,29 @@ class Recipe(Section):
                 fix = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{path}: expected one of {', '.join(figures)}, found {figure}{fix}")
         return self
+
+    def _check_fusion(self, path: str, fusion: FusionConfig, splits_image: bool = False) -> None:
+        """Whether a fusion fits the encoders; `splits_image` says that its heads split the image's width whatever the style."""
+        split = ["text_encoder", "image_encoder"] if splits_image or fusion.splits_image else ["text_encoder"]
+        for encoder in split:
+            dim = getattr(self.model, encoder).dim
+            if dim % fusion.num_heads:
+                raise ValueError(f"{path}.num_heads: expected a divisor of model.{encoder}.dim {dim}, found {fusion.num_heads}")
+        if "qformer" in (fusion.style, fusion.inner) and fusion.depth < 2:
+            raise ValueError(
+                f"{path}.depth: expected at least 2 with qformer, since text sees the queries a layer after these see the image, "
+                f"found {fusion.depth}"
+            )
+
+    def _check_no_fusion(self) -> None:
+        """Whether a recipe without a fusion asks for a style of it."""
+        for option in ("style", *itertools.chain(*STYLE_OPTIONS.values())):
+            found = getattr(self.fusion, option)
+            if found != FusionConfig.model_fields[option].default:
+                raise ValueError(
+                    f"fusion.{option}: expected nothing said, since no head of {list(self.model.heads)} reads a fusion, found "
+                    f"{found}; add matching, masked_language or captioning to model.heads, or leave it out"
+                )
 
     def _goal(self) -> list[tuple[str, str]]:
         return [] if self.tune is None else [("tune.objective.metric", self.tune.objective.metric)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import tensorflow as tf
 from mmfusion.data.builtin import translation_source
 from mmfusion.errors import DataError, ExportError
 from mmfusion.explain import Localisation
+from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
 from mmfusion.export.saved_model import DESCRIPTION
 
@@ -87,21 +89,20 @@ class Predictor:
 
     def encode_image(self, images: Sequence[Images]) -> np.ndarray:
         """Pictures to unit-length ``float32[N, E]``."""
-        return self._ask("encode_image", image_bytes=images)["embedding"]
+        return self._ask("encode_image", image_bytes=_pictures(images))["embedding"]
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Sentences to unit-length ``float32[N, E]``."""
-        return self._ask("encode_text", text=texts)["embedding"]
+        return self._ask("encode_text", text=texts_listed(texts))["embedding"]
 
     def match(self, images: Sequence[Images], texts: Sequence[str]) -> np.ndarray:
         """Probability ``float32[N]`` that sentence n describes picture n."""
-        if len(images) != len(texts):
-            raise DataError("as many sentences as pictures are needed", expected=len(images), found=len(texts))
-        return self._ask("match", image_bytes=images, text=texts)["score"]
+        pairs = _pairs(images, texts)
+        return self._ask("match", image_bytes=pairs[0], text=pairs[1])["score"]
 
     def caption(self, images: Sequence[Images]) -> list[Caption]:
         """Writes a caption for each picture."""
-        answer = self._ask("caption", image_bytes=images)
+        answer = self._ask("caption", image_bytes=_pictures(images))
         return [
             Caption(text.decode("utf-8", "replace"), float(score))
             for text, score in zip(answer["caption"], answer["score"], strict=True)
@@ -109,9 +110,9 @@ class Predictor:
 
     def translate(self, images: Sequence[Image], texts: Sequence[str], language: str) -> list[Caption]:
         """Translates sentence n, with the help of picture n, into a language by its short name, such as ``"de"``."""
-        if len(images) != len(texts):
-            raise DataError("as many sentences as pictures are needed", expected=len(images), found=len(texts))
-        answer = self._ask("translate", image_bytes=images, text=[translation_source(text, language) for text in texts])
+        pairs = _pairs(images, texts)
+        sources = [translation_source(text, checked_text(language, "language")) for text in pairs[1]]
+        answer = self._ask("translate", image_bytes=pairs[0], text=sources)
         return [
             Caption(text.decode("utf-8", "replace"), float(score))
             for text, score in zip(answer["translation"], answer["score"], strict=True)
@@ -119,7 +120,7 @@ class Predictor:
 
     def attend(self, image: Images, text: str) -> Attention:
         """Where each token of the sentence looks in the picture."""
-        answer = self._ask("attend", image_bytes=[image], text=[text])
+        answer = self._ask("attend", image_bytes=[image], text=[checked_text(text)])
         tokens = [token.decode("utf-8", "replace") for token in answer["tokens"][0]]
         return Attention(answer["attention"][0], tokens)
 
@@ -136,8 +137,20 @@ class Predictor:
             ExportError: If the model cannot be asked so.
             DataError: If the picture cannot be read, or the phrase is empty or not in the sentence.
         """
+        checked_text(phrase, "phrase")
+        if not phrase.strip():
+            raise DataError("an empty phrase", where="phrase", expected="words to look for", found=repr(phrase))
+        if sentence is not None:
+            checked_text(sentence, "sentence")
+        if "translate" in self.functions:
+            raise ExportError(
+                "a model that translates looks for no phrases", where=self.name, fix="name one that matches, embeds or captions"
+            )
         if self.frames > 1:
-            raise ExportError("only single pictures can be searched", where=self.name, expected="1 picture", found=self.frames)
+            raise ExportError(
+                "phrases are looked for in single pictures", where=self.name, expected="a model that sees one at a time",
+                found=f"one that sees {self.frames}",
+            )  # fmt: skip
         if self._locate is None:
             return locate_by_signatures(self, image, phrase, method=method, sentence=sentence)
         content = read_image(image)
@@ -177,8 +190,8 @@ class Predictor:
             raise ExportError("the model refused the input", where=self.name, found=_reason(error)) from error
 
     def _files_of(self, images: Images) -> list[Image]:
-        if isinstance(images, str | Path | bytes):
-            return [images]
+        if not isinstance(images, list | tuple):
+            return [images]  # type: ignore[list-item]  # `read_image` refuses what is no file
         if not 1 <= len(images) <= (self.frames if self.several else 1):
             room = f"1 to {self.frames} pictures" if self.several else "one picture, or one file with a clip"
             raise DataError("another number of pictures than the model takes", where=self.name, expected=room, found=len(images))
@@ -187,6 +200,18 @@ class Predictor:
     def _batches(self, inputs: dict[str, Sequence[Any]], count: int) -> Iterator[dict[str, Sequence[Any]]]:
         for start in range(0, count, self.batch_size):
             yield {name: values[start : start + self.batch_size] for name, values in inputs.items()}
+
+
+def _pictures(images: Any) -> list[Any]:
+    return listed(images, "images", "['photo.jpg']")
+
+
+def _pairs(images: Any, texts: Any) -> tuple[list[Any], list[str]]:
+    """As many pictures as sentences."""
+    pictures, words = _pictures(images), texts_listed(texts)
+    if len(pictures) != len(words):
+        raise DataError("as many sentences as pictures are needed", expected=len(pictures), found=len(words))
+    return pictures, words
 
 
 def _reason(error: Exception) -> str:
@@ -257,10 +282,12 @@ def read_image(image: Image) -> bytes:
     """The bytes of a picture given by path or as bytes.
 
     Raises:
-        DataError: If the file cannot be read.
+        DataError: If it is neither, or the file cannot be read.
     """
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, str | os.PathLike):
+        raise DataError("no picture's file", where="image", expected="a path, or a file's bytes", found=shown(image))
     try:
         return Path(image).read_bytes()
     except OSError as error:

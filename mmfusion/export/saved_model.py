@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mmfusion.config import dump_recipe
 from mmfusion.errors import ExportError
+from mmfusion.export.fingerprint import fingerprint
 from mmfusion.export.serving_functions import ServingFunction, as_tf_function, serving_functions, takes_several
 from mmfusion.training import LoadedRun
 from mmfusion.version import __version__
@@ -144,6 +145,7 @@ def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": run.tokenizer.max_length,
         "grid": list(run.model.image_encoder.grid),
         "heads": list(run.model.heads),
+        "weights": fingerprint(run.model),
         "signatures": {
             name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
             for name, serving in functions.items()

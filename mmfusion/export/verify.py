@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmfusion.errors import ExportError
+from mmfusion.export.fingerprint import fingerprint
 from mmfusion.export.predictor import read_image
 from mmfusion.export.saved_model import DESCRIPTION, REQUEST, example_clip, example_image
 from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
@@ -62,7 +64,8 @@ def verify_export(
         One `Comparison` an output.
 
     Raises:
-        ExportError: If the folder is no export, or the process fails or imports more than it should.
+        ExportError: If the folder is no export, or one of other weights than the run has; or the process fails or imports more
+            than it should.
     """
     export = Path(export)
     script = export / "examples" / REQUEST
@@ -72,6 +75,7 @@ def verify_export(
             found="no such folder" if not export.exists() else "a folder without them",
             fix="name a folder that `mmfusion export` made",
         )  # fmt: skip
+    _check_weights(export, run)
     several = takes_several(run.model)
     contents: list[Any] = [read_image(image) for image in images] if images else _examples(run)
     if several and images:
@@ -90,6 +94,17 @@ def verify_export(
             "the export has other outputs than the model", where=export, expected=sorted(expected), found=sorted(served)
         )
     return [_compare(name, expected[name], served[name], tolerance) for name in sorted(expected)]
+
+
+def _check_weights(export: Path, run: LoadedRun) -> None:
+    described = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+    expected, found = fingerprint(run.model), described.get("weights")
+    if found not in (None, expected):  # exports of before say nothing: their answers are compared
+        raise ExportError(
+            f"the export was not made from the model that is in {run.folder.path} now",
+            where=export, expected=f"weights {expected[:12]}", found=f"weights {found[:12]}",
+            fix="name the run that it was made from, or export this one again",
+        )  # fmt: skip
 
 
 def _examples(run: LoadedRun) -> list[Any]:

@@ -31,8 +31,9 @@ class GatedFusion(Fusion):
 
     Each of the ``depth`` layers computes ``x += tanh(a) · Attention(Norm(x), image); x += tanh(b) · FeedForward(Norm(x))`` with
     a = b = 0 at first (`gated_<i>`), then a plain `TransformerBlock` over the text (`language_<i>`); at the end `language_norm`.
-    So at first the image changes nothing, and the language part, frozen by its names (``train.freeze`` with ``language_``), stays
-    what it was. Without `self_attention` there is no language part: the fusion is the identity at first.
+    So at first the image changes nothing, and the language part, frozen by its names (``train.freeze`` with
+    ``^fusion/(.*/)?language_``, which leaves a ``masked_language_head`` alone), stays what it was. Without `self_attention` there
+    is no language part: the fusion is the identity at first.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
     ``2·L·(T·D²·(6 + 4r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(10 + 2r) + P·(Di + 2·D)))``

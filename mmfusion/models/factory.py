@@ -130,12 +130,13 @@ def model_from_preset(
     """Builds a published composition, with fresh weights, without a recipe. See `ImageTextModel.from_preset`."""
     from mmfusion.config import PRESETS, SIZES, recipe_from_dict
     from mmfusion.config.overrides import merge
-    from mmfusion.config.presets import replaced
+    from mmfusion.config.presets import check_words, replaced
 
     for what, word, known in (("preset", name, PRESETS), ("size", size, SIZES)):
         if word not in known:
             raise ConfigError(f"unknown {what}", where=what, expected=", ".join(known), found=repr(word))
     data = {"data": {"image_size": image_size if isinstance(image_size, int) else list(image_size)}}
+    check_words(name, changes, f"preset {name}")
     content = merge(replaced(SIZES[size], name), data)
     return build_model(
         recipe_from_dict(merge(content, changes), where=f"preset {name}"),

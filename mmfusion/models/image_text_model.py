@@ -337,10 +337,21 @@ class ImageTextModel(keras.Model):
             causal: Whether the text is read left to right, as when it is written. Default: if no head but the captioning one
                 reads fused text, since the weights then know no other reading.
             image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
+
+        Raises:
+            ConfigError: If the image encoder gives more than patches, as one that reads a source sentence too does.
         """
         if causal is None:
             causal = self.captioning_head is not None and self.matching_head is None and self.masked_language_head is None
         patches, patch_mask = self.encode_patches(images, image_mask, training=False)
+        if patches.shape[1] not in (None, math.prod(self.image_encoder.grid)):
+            raise ConfigError(
+                "words look at more than a picture here, which has no map",
+                where=self.name,
+                expected=f"{math.prod(self.image_encoder.grid)} tokens, a patch each",
+                found=f"{patches.shape[1]} from {type(self.image_encoder).__name__}",
+                fix="ask a model that reads pictures alone",
+            )
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
         options: dict[str, Any] = {"causal": causal, "return_scores": True, "training": False}
         fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)

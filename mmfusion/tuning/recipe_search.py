@@ -212,6 +212,9 @@ def _tuner_class() -> Any:
         def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             from mmfusion.config import save_recipe
 
+            # Here, since the package imports TensorFlow, which KerasTuner has done by now and naming this module should not.
+            from mmfusion.training import RunFolder
+
             run = self.folder / "trials" / trial.trial_id
             run.mkdir(parents=True, exist_ok=True)
             metric = self.recipe.tune.objective.metric
@@ -227,7 +230,7 @@ def _tuner_class() -> Any:
             if process.returncode:
                 lines = (run / "output.txt").read_text(encoding="utf-8").strip().splitlines()
                 raise FailedTrialError(lines[-1] if lines else f"exit status {process.returncode}")
-            return {metric: best_figure(run / "logs" / "train.jsonl", metric, self.recipe.tune.objective.wanted)}
+            return {metric: best_figure(RunFolder(run).train_log, metric, self.recipe.tune.objective.wanted)}
 
         def on_trial_end(self, trial: Any) -> None:
             super().on_trial_end(trial)

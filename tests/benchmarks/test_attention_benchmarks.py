@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_scripts import run_script
+from benchmark_scripts import BENCHMARKS, run_script
 
 KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "device", "details")
 
@@ -36,6 +38,25 @@ def test_attention_beside_keras(tmp_path: Path) -> None:
     assert memory["unit"] == "MiB" and memory["peer"] == "keras.layers.MultiHeadAttention"
     assert memory["peer_value"] == lines["attention.growth.keras.64.memory"]["value"]
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_prints_a_point_before_it_measures_the_next(monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    attention = importlib.import_module("attention")
+    printed: list[list[str]] = []
+
+    def measured(kernel: str, length: int, options: Any) -> Any:
+        printed.append([json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()])
+        return attention.Point(kernel, length, 1.0 if kernel == "keras" else 0.5, 2**20)
+
+    monkeypatch.setattr(attention, "run_point", measured)
+    attention.main(["--parts", "growth", "--quick", "--kernels", "chunked", "keras"])
+    name = "attention.growth"
+    lines = [[], *([f"{name}.{point}.time", f"{name}.{point}.memory"] for point in ("keras.64", "keras.128", "chunked.64"))]
+    assert printed == lines
+    last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in last][2:] == [f"{name}.chunked.128.memory_beside_the_longest"]
+    assert last[0]["ratio"] == 2.0
 
 
 @pytest.mark.slow

@@ -6,10 +6,12 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from mmfusion.config import dump_recipe, load_recipe, recipe_from_dict, save_recipe
+from mmfusion.config import FUSION_STYLES, STYLE_OPTIONS, FusionConfig, dump_recipe, load_recipe, recipe_from_dict, save_recipe
+from mmfusion.config.fusion_config import Kernel
 from mmfusion.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -21,6 +23,11 @@ fusion: {num_heads: 2}
 train: {epochs: 5}
 quick: {train: {epochs: 1}}
 """
+
+TRANSLATES = (
+    "data={image_size: 32, source_language: en, languages: [de]}", "model.heads=[captioning]", "objective.contrastive=null",
+    "objective.matching=null", "train.monitor=val_loss",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -188,7 +195,6 @@ def test_reading_a_recipe_needs_no_tensorflow():
 
 
 def test_the_words_of_fusion_styles_are_those_of_the_classes():
-    from mmfusion.config import FUSION_STYLES, STYLE_OPTIONS, FusionConfig
     from mmfusion.fusion import STYLES
 
     common = set(FusionConfig(style="merged").options())
@@ -196,6 +202,72 @@ def test_the_words_of_fusion_styles_are_those_of_the_classes():
     given = {"dim", "image_dim", "inner_options", "fusion", "norm_epsilon", "unroll"}
     for style, layer in STYLES.items():
         assert common | {"layer_scale", *STYLE_OPTIONS[style]} == keyword_only(layer) - given, style
+
+
+@pytest.mark.parametrize("style", FUSION_STYLES)
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+def test_a_style_refuses_the_kernels_that_its_class_refuses(style, kernel):
+    """Such as `merged` with `local`: a recipe says it before anything is built."""
+    from mmfusion.fusion import STYLES
+
+    def refuses(build):
+        try:
+            build()
+        except ValueError as error:
+            assert "kernel" in str(error)
+            return True
+        return False
+
+    by_class = refuses(lambda: STYLES[style](dim=8, num_heads=2, kernel=kernel))
+    assert refuses(lambda: FusionConfig(style=style, kernel=kernel)) == by_class
+    if style != "resampler":
+        assert refuses(lambda: FusionConfig(style="resampler", inner=style, kernel=kernel)) == by_class
+
+
+WIDE = "model.image_encoder={dim: 36, num_heads: 3}", "fusion.num_heads=8"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fusion={style: recurrent, kernel: chunked}"], "fusion.kernel]: expected exact with style recurrent, found chunked"),
+        ([*WIDE, "fusion.style=co"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),
+        ([*WIDE, "fusion.direction=both"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),
+        (
+            [*WIDE, "model.contrastive_tokens=fusion", "model.image_pooling=attention"],
+            "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8",
+        ),
+        (
+            ["model.image_encoder={dim: 32, num_heads: 16, rotary: 2d}"],
+            "model.image_encoder.num_heads]: expected heads of a width that rotary divides by 4, found a width of 2",
+        ),
+        (
+            ["model.image_encoder={dim: 30, num_heads: 2, positions: sinusoidal}"],
+            "model.image_encoder.dim]: expected a multiple of 4 with sinusoidal positions, found 30",
+        ),
+        (
+            [
+                "fusion.direction=image", "model.heads=[matching]", "model.matching_tokens=text", "objective.contrastive=null",
+                "objective.captioning=null", "train.monitor=val_loss",
+            ],
+            "fusion.direction]: expected text or both, since model.matching_tokens is text, found image",
+        ),
+        (
+            ["model.heads=[contrastive]", "objective.matching=null", "objective.captioning=null", "fusion.style=gated"],
+            "fusion.style]: expected nothing said, since no head of ['contrastive'] reads a fusion, found gated",
+        ),
+        (
+            [*TRANSLATES, "translation={fusion: {num_heads: 5}}"],
+            "translation.fusion.num_heads]: expected a divisor of model.text_encoder.dim 32, found 5",
+        ),
+        (
+            [*TRANSLATES, "translation={fusion: {direction: image, num_heads: 2}}"],
+            "translation.fusion.direction]: expected text or both, since the sentence is read, found image",
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_built_is_no_recipe(recipe_file, overrides, message):
+    assert message in refused(recipe_file, *overrides)
 
 
 def keyword_only(layer: type) -> set[str]:

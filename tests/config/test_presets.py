@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mmfusion.config import PRESET_NAMES, PRESETS, SIZES, dump_recipe, load_recipe, recipe_from_dict, save_recipe
+from mmfusion.config import FROZEN, PRESET_NAMES, PRESETS, SIZES, dump_recipe, load_recipe, recipe_from_dict, save_recipe
 from mmfusion.config.presets import replaced
 from mmfusion.errors import ConfigError
 
@@ -128,6 +129,49 @@ def test_what_cannot_be_is_told(content, message):
     with pytest.raises(ConfigError, match=message) as caught:
         recipe_from_dict(content)
     assert "\n" not in str(caught.value)
+
+
+def test_a_style_that_a_preset_has_no_use_for_is_refused(tmp_path):
+    file = tmp_path / "file.yaml"
+    file.write_text("preset: clip\nfusion: {style: qformer}\n")
+    for recipe, overrides, message in (
+        (
+            QUICKSTART,
+            ["preset=clip", "fusion.style=qformer"],
+            "no head of preset clip reads a fusion .*fusion.style.*found qformer",
+        ),
+        (QUICKSTART, ["fusion.style=cross", "preset=siglip"], "no head of preset siglip reads a fusion"),
+        (file, [], "no head of preset clip reads a fusion"),
+        (
+            QUICKSTART,
+            ["preset=vilt", "fusion.style=cross"],
+            "image_encoder and text_encoder without layers.*expected merged, found",
+        ),
+        (
+            QUICKSTART,
+            ["preset=vilt", "fusion.style=co", "model.image_encoder.depth=2"],
+            "vilt leaves text_encoder without layers",
+        ),
+        (file, ["preset=prefix"], None),
+    ):
+        if message is None:
+            assert load_recipe(recipe, overrides).fusion.style == "merged"
+            continue
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(recipe, overrides)
+    depths = ("model.image_encoder.depth=2", "model.text_encoder.depth=0")
+    meant = load_recipe(QUICKSTART, ["preset=vilt", "fusion.style=cross", *depths])
+    assert (meant.fusion.style, meant.model.image_encoder.depth, meant.model.text_encoder.depth) == ("cross", 2, 0)
+    # Sizes are no style: a script that sets them for every preset may go on doing so.
+    assert load_recipe(QUICKSTART, ["preset=clip", "fusion.depth=3", "fusion.num_heads=2"]).model.heads == ("contrastive",)
+
+
+def test_what_papers_freeze_is_said_and_not_done():
+    for name, patterns in FROZEN.items():
+        recipe = load_recipe(QUICKSTART, [f"preset={name}"])
+        assert recipe.train.freeze == ()
+        # As `mmfusion presets` writes it for a command line.
+        assert load_recipe(QUICKSTART, [f"preset={name}", f"train.freeze={json.dumps(patterns)}"]).train.freeze == patterns
 
 
 def test_sizes_are_recipes():

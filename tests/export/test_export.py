@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from untrained import untrained_run
 
+from mmfusion.cli.export import export as export_command
 from mmfusion.errors import DataError, ExportError
 from mmfusion.explain import localise
 from mmfusion.export import export_model, load, verify_export
@@ -37,7 +40,24 @@ def test_verification_finds_equal_and_different_models(export, run, pictures, tm
     rows = verify_export(export, run, images=files)
     assert {row.output.partition("/")[0] for row in rows} == SIGNATURES and all(row.passed for row in rows)
     other = load_run(untrained_run(tmp_path / "other"))
-    assert not all(row.passed for row in verify_export(export, other, images=files))
+    with pytest.raises(
+        ExportError, match=r"not made from the model that is in .*other now .*untrained\]: expected weights \w{12},"
+    ):
+        verify_export(export, other, images=files)
+    # One that does not say what it was made from.
+    described = json.loads((export / "mmfusion.json").read_text())
+    shutil.copytree(export, tmp_path / "silent")
+    (tmp_path / "silent" / "mmfusion.json").write_text(json.dumps({**described, "weights": None}))
+    assert not all(row.passed for row in verify_export(tmp_path / "silent", other, images=files))
+
+
+def test_an_export_is_named_after_its_run_not_its_recipe(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("mmfusion.export.export_model", lambda _, output, overwrite: asked.append(output) or tmp_path)
+    export_command(run.folder.path)
+    monkeypatch.chdir(run.folder.path)
+    export_command(Path())
+    assert asked == [Path("saved_models/run")] * 2 and run.recipe.name == "untrained"
 
 
 def test_a_model_without_a_head_leaves_its_signatures_out(tmp_path):
@@ -66,6 +86,26 @@ def test_one_interface_over_runs_and_exports(kind, export, run, pictures, tmp_pa
         predictor.caption([tmp_path / "away.jpg"])
     with pytest.raises(DataError, match="as many"):
         predictor.match(pictures, ["one"])
+
+
+def test_what_is_no_list_or_no_text_is_told_before_it_is_read(export):
+    predictor = load(export)
+    for ask, message in (
+        (lambda: predictor.caption("photo.jpg"), r"list is needed \[images\]: expected .*'photo.jpg'\], found 'photo.jpg'"),
+        (lambda: predictor.encode_image(b"12"), r"list is needed \[images\].*found 2 bytes"),
+        (lambda: predictor.encode_text("a dog"), r"list is needed \[texts\].*found 'a dog'"),
+        (lambda: predictor.encode_text(["a dog", 3]), r"one text is needed \[texts\[1\]\]: expected a string, found 3"),
+        (lambda: predictor.match("a.jpg", "a"), r"list is needed \[images\]"),
+        (lambda: predictor.match(["a.jpg"], None), r"list is needed \[texts\].*found None"),
+        (lambda: predictor.attend(["a.jpg"], ["a dog"]), r"one text is needed \[text\]: expected a string, found \['a dog'\]"),
+        (lambda: predictor.attend(np.zeros((4, 4, 3)), "a dog"), r"no picture's file \[image\]: expected a path.*found ndarray"),
+        (lambda: predictor.localise(3, "a dog"), r"no picture's file \[image\].*found 3"),
+        (lambda: predictor.localise("a.jpg", ["a dog"]), r"one text is needed \[phrase\]"),
+        (lambda: predictor.localise("a.jpg", " "), r"an empty phrase \[phrase\]: expected words to look for, found ' '"),
+        (lambda: predictor.localise("a.jpg", "a", sentence=3), r"one text is needed \[sentence\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ask()
 
 
 def test_what_stands_there_is_not_lost(export, run, tmp_path):

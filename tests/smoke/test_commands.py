@@ -126,6 +126,16 @@ def test_config_check_names_every_bad_recipe(mmfusion, tmp_path):
     assert answer.error_lines == [f"error: unknown key [{bad}: train.epoch]; did you mean train.epochs?"]
 
 
+def test_config_check_takes_the_changes_that_train_takes(mmfusion):
+    answer = mmfusion("config", "check", "quickstart", "styles", "fusion.style=gated", "train.epochs=3")
+    assert answer.status == 0 and answer.out == "quickstart: good\nstyles: good\n"
+    refused = mmfusion("config", "check", "quickstart", "styles", "fusion.style=merged", "fusion.kernel=local")
+    assert refused.status == 2 and refused.out == "" and len(refused.error_lines) == 2
+    assert all("fusion.kernel]: expected exact or chunked or linear with style merged" in line for line in refused.error_lines)
+    nameless = mmfusion("config", "check", "fusion.style=gated")
+    assert nameless.status == 2 and "no recipe is named" in nameless.err
+
+
 def test_data_check_builtin(mmfusion, tmp_path):
     answer = mmfusion("data", "check", QUICKSTART, "data.limit=8", "--json", "--output", tmp_path / "report.json")
     assert answer.status == 0, answer.err

@@ -52,7 +52,13 @@ def test_a_model_that_only_captions(mmfusion, tmp_path, pictures):
     assert refused.status == 2 and "neither embeds nor matches" in refused.err
 
 
-def test_presets_are_listed(mmfusion):
+def test_presets_are_listed(mmfusion, monkeypatch):
+    # As wide as a narrow terminal: what is not read by a person at one is not cut.
+    monkeypatch.setenv("COLUMNS", "40")
     answer = mmfusion("presets")
+    assert "…" not in answer.out and answer.out.splitlines()[1 + len(PRESET_NAMES)] == ""
+    assert answer.out.endswith("  blip2: 'train.freeze=[\"^image_encoder/\"]'\n")
+    (blip,) = (line for line in answer.out.splitlines() if line.startswith("blip "))
+    assert blip.rstrip().endswith("  contrastive (softmax), matching, captioning")
     assert answer.status == 0 and all(any(line.startswith(name) for line in answer.out.splitlines()) for name in PRESET_NAMES)
     assert "tiny, small, base" in mmfusion("presets", "--size", "huge").err

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from factories import randomized, tiny_batch, tiny_model
 
-from mmfusion.config import recipe_from_dict
+from mmfusion.config import FROZEN, recipe_from_dict
 from mmfusion.errors import ConfigError
+from mmfusion.models import ImageTextModel
 from mmfusion.training import Trainer, build_optimizer, freeze
 from mmfusion.training.objectives import ContrastiveObjective
 
@@ -34,6 +35,29 @@ def test_frozen_weights_stay_bit_for_bit():
     still = {weight.path.removeprefix("model/") for weight in model.weights} - moved
     # What is not part of the contrastive loss has no gradient, but decays; vectors without gradient stay.
     assert set(frozen) <= still and all("fusion" in path or "bias" in path for path in still - set(frozen))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "trained"),
+    [
+        ("flamingo", {}, ("captioning_head/", "fusion/fusion/gated_", "fusion/resampler/")),
+        (
+            "flamingo",
+            {"fusion": {"style": "gated", "inner": None}, "model": {"heads": ["captioning", "masked_language"]}},
+            ("captioning_head/", "masked_language_head/", "fusion/gated_"),
+        ),
+        ("blip2", {}, ("captioning_head/", "contrastive_head/", "matching_head/", "fusion/", "text_encoder/")),
+    ],
+)
+def test_what_the_papers_freeze(name, changes, trained):
+    """All but what their image side adds: its gates and resampler, its queries; and heads."""
+    model = ImageTextModel.from_preset(name, vocabulary_size=12, image_size=32, size="tiny", **changes)
+    frozen = freeze(model, FROZEN[name])
+    kept = {"flamingo": {"image_encoder", "text_encoder", "fusion"}, "blip2": {"image_encoder"}}
+    assert {path.partition("/")[0] for path in frozen} == kept[name]
+    left = {weight.path.removeprefix(f"{model.name}/") for weight in model.trainable_weights}
+    assert all(path.startswith(trained) for path in left)
+    assert all(any(path.startswith(start) for path in left) for start in trained)
 
 
 def test_a_pattern_that_finds_nothing():

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from mmfusion.cli.translate import translate
 from mmfusion.config import recipe_from_dict
-from mmfusion.errors import ConfigError
+from mmfusion.errors import ConfigError, ExportError
 from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.export import Predictor
 from mmfusion.export.saved_model import example_image
@@ -82,3 +82,21 @@ def test_gradients_reach_the_reader_of_the_source():
 def test_what_cannot_go_together(change, message):
     with pytest.raises(ConfigError, match=message):
         recipe_from_dict({**CONTENT, **change})
+
+
+def test_it_is_not_asked_where_its_words_look():
+    from mmfusion.models import build_model
+
+    model = build_model(recipe_from_dict(CONTENT), vocabulary_size=30, start_id=2, end_id=3, pad_id=0)
+    source = {"pixels": tf.zeros([1, 24, 24, 3]), "source_ids": tf.constant([[2, 7, 8, 3]])}
+    with pytest.raises(
+        ConfigError, match="more than a picture.*expected 4 tokens, a patch each, found 8 from SourceImageEncoder"
+    ):
+        model.attend(source, tf.constant([[2, 9, 3]]))
+    predictor = Predictor({"translate": dict}, name="RUN")
+    with pytest.raises(ExportError, match=r"translates looks for no phrases \[RUN\]"):
+        predictor.localise("unread.png", "red heart")
+    with pytest.raises(
+        ExportError, match=r"single pictures \[RUN\]: expected a model that sees one at a time, found one that sees 4"
+    ):
+        Predictor({}, name="RUN", frames=4).localise("unread.gif", "red heart")
