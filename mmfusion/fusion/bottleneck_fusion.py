@@ -36,10 +36,12 @@ class BottleneckFusion(Fusion):
     with K bottleneck tokens b. The last layer's text reads b without writing it, and so does all text in the causal reading:
     what a later word wrote there would come to earlier ones. Image tokens of another width are projected to D first.
 
-    Cost of a pass with T text tokens, P image tokens, K bottleneck tokens: ``2·L·((T + P + 2K)·D²·(4 + 2r) + 2·D·((T + K)² +
-    (P + K)²))`` floating point operations, less the last layer's text side of b, and ``2·P·Di·D`` where the image is projected;
-    ``O(L·(T + P + 2K)·D·(5 + r))`` numbers kept for the gradient, and ``L·H·((T + K)² + (P + K)²)`` more with the exact kernel.
-    `cost` says them for given sizes. The last layer's patches inform `FusionOutput.image` alone.
+    Cost of a pass with T text tokens, P image tokens, K bottleneck tokens:
+    ``2·L·((T + P + 2K)·D²·(4 + 2r) + 2·D·((T + K)² + (P + K)²)) - 4·K·D·(D·(1 + r) + T + K)`` floating point operations,
+    the last term since the last layer's text does not write b; ``L·(T + P + 2K)·D·(6 + r) - K·D·(3 + r)`` numbers kept for the
+    gradient, and ``L·H·((T + K)² + (P + K)²) - H·K·(T + K)`` more with the exact kernel. Where the image is projected, there are
+    ``2·P·Di·D`` operations and ``P·Di`` numbers more. `cost` says them for given sizes. The last layer's patches inform
+    `FusionOutput.image` alone.
 
     Args:
         dim: Width of the text tokens, D.
@@ -121,9 +123,11 @@ class BottleneckFusion(Fusion):
         if self.image_dim != dim:
             self.image_projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="image_projection")
         self._text_kernel = "chunked" if kernel == "local" else kernel
-        wide = {"attention_options": {"num_global_tokens": num_bottlenecks}} if kernel == "local" else {}
+        self._wide = {"num_global_tokens": num_bottlenecks} if kernel == "local" else {}
         self.blocks = [self.make_block(f"block_{index}", index, kernel=self._text_kernel) for index in range(depth)]
-        self.image_blocks = [self.make_block(f"image_block_{index}", index, **wide) for index in range(depth)]
+        self.image_blocks = [
+            self.make_block(f"image_block_{index}", index, attention_options=self._wide) for index in range(depth)
+        ]
         self.norm = self.make_norm("norm")
         self.image_norm = self.make_norm("image_norm")
 
@@ -228,7 +232,7 @@ class BottleneckFusion(Fusion):
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
-        image = self.cost_of_block(self.num_bottlenecks + image_length)
+        image = self.cost_of_block(self.num_bottlenecks + image_length, **self._wide)
         text = self.cost_of_block(self.num_bottlenecks + text_length, kernel=self._text_kernel)
         last = self.cost_of_block(text_length, prefix=self.num_bottlenecks, kernel=self._text_kernel)
         cost = self.depth * image + (self.depth - 1) * text + last

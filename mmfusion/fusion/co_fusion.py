@@ -35,11 +35,12 @@ class CoFusion(Fusion):
     out (LXMERT); image tokens of another width are projected to D first. In the causal reading the image does not look at the
     text, since it would carry later words to earlier ones.
 
-    Cost of a pass with T text tokens, P image tokens, widths D and Di, in floating point operations:
-    ``2·L·(T·D²·(6 + 4r) + P·Di²·(6 + 4r) + 2·(T + P)·D·Di + 2·T·D·(T + P) + 2·P·Di·(T + P))``; with `shared_cross`, where Di
-    becomes D, ``2·L·(T + P)·(D²·(8 + 2r) + 2·D·(T + P))``. ``O(L·(T·D + P·Di)·(10 + 2r))`` numbers are kept for the gradient,
-    and ``L·H·(T + P)²`` more with the exact kernel. `cost` says them for given sizes. The last layer's image side informs
-    `FusionOutput.image` alone; in a graph, it is left out where that is not read.
+    Cost of a pass with T text tokens, P image tokens, widths D and Di:
+    ``2·L·(T·D²·(6 + 4r) + P·Di²·(6 + 4r) + 2·(T + P)·D·Di + 2·(T·D + P·Di)·(T + P))`` floating point operations;
+    ``L·((T·D + P·Di)·(11 + 2r) + 2·(P·D + T·Di))`` numbers kept for the gradient, and ``L·H·(T + P)²`` more with the exact
+    kernel. With `shared_cross` ``2·L·(T + P)·(D²·(8 + 2r) + 2·D·(T + P))``, ``L·(T + P)·D·(12 + r)`` and ``L·H·(T + P)²``, and
+    ``2·P·Di·D`` operations and ``P·Di`` numbers more where the image is projected. `cost` says them for given sizes. The last
+    layer's image side informs `FusionOutput.image` alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.

@@ -29,10 +29,10 @@ class CrossFusion(Fusion):
     the image, such as finding what a phrase names.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, for ``"text"``:
-    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(6 + r) + P·D))`` numbers kept for
-    the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged, for
-    ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs `FusionOutput.image`
-    alone; in a graph, it is left out where that is not read.
+    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``L·(T·D·(9 + r) + P·(Di + 2·D))`` numbers
+    kept for the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged,
+    for ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs
+    `FusionOutput.image` alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.

@@ -35,9 +35,9 @@ class GatedFusion(Fusion):
     what it was. Without `self_attention` there is no language part: the fusion is the identity at first.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
-    ``2·L·(T·D²·(6 + 4r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(10 + 2r) + P·(Di + 2·D)))``
+    ``2·L·(T·D²·(6 + 4r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``L·(T·D·(10 + 2r) + P·(Di + 2·D))``
     numbers kept for the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. Without `self_attention`
-    ``2·L·(T·D²·(2 + 2r) + 2·P·D·Di + 2·T·D·P)``, ``O(L·(T·D·(4 + r) + P·(Di + 2·D)))`` and ``L·H·T·P``. `cost` says them for
+    ``2·L·(T·D²·(2 + 2r) + 2·P·D·Di + 2·T·D·P)``, ``L·(T·D·(4 + r) + P·(Di + 2·D))`` and ``L·H·T·P``. `cost` says them for
     given sizes.
 
     Args:

@@ -35,8 +35,9 @@ class LateFusion(Fusion):
     encoder's. The cheapest style, and the one that cannot look at different places for different words.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
-    ``2·L·r·D²·(2·T + 1) + 4·P·D·(Di + 1) + 4·D²`` floating point operations; ``O(L·T·D·(1 + r) + P·(Di + 2·D))`` numbers kept
-    for the gradient, and ``H·P`` more with the exact kernel. `cost` says them for given sizes.
+    ``2·L·r·D²·(2·T + 1) + 4·P·D·(Di + 1) + 4·D²`` floating point operations;
+    ``L·D·(T·(1 + r) + 1) + P·(Di + 2·D) + 3·D`` numbers kept for the gradient, and ``H·P`` more with the exact kernel. `cost`
+    says them for given sizes.
 
     Args:
         dim: Width of the text tokens, D.

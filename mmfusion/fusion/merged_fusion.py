@@ -23,10 +23,10 @@ class MergedFusion(Fusion):
     text token sees the image and the text up to itself: the image is then read once, and decoding keeps its keys and values.
     Image tokens of another width are projected to D first.
 
-    Cost of a pass with N = T + P tokens of text and image: ``2·L·(N·D²·(4 + 2r) + 2·N²·D)`` floating point operations, and
-    ``2·P·Di·D`` where the image is projected; ``O(L·N·D·(5 + r))`` numbers kept for the gradient, and ``L·H·N²`` more with the
-    exact kernel. `cost` says them for given sizes. The last layer's image side informs `FusionOutput.image` alone; in a graph
-    and in the causal reading, it is left out where that is not read.
+    Cost of a pass with N = T + P tokens of text and image: ``2·L·(N·D²·(4 + 2r) + 2·N²·D)`` floating point operations;
+    ``L·N·D·(6 + r)`` numbers kept for the gradient, and ``L·H·N²`` more with the exact kernel. Where the image is projected,
+    there are ``2·P·Di·D`` operations and ``P·Di`` numbers more. `cost` says them for given sizes. The last layer's image side
+    informs `FusionOutput.image` alone; in a graph and in the causal reading, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.

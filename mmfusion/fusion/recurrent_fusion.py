@@ -41,8 +41,8 @@ class RecurrentFusion(Fusion):
 
     Cost of a pass both ways with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
     ``2·P·D·Di + 4·L·(T·D²·(13 + 3r) + P·D² + 2·T·P·D + T·D + 2·D²)`` floating point operations, in T steps that wait for each
-    other; ``O(L·(T·P·(D + H) + T·D·(12 + r) + P·D))`` numbers kept for the gradient, without ``T·P·D`` if multiplicative. `cost`
-    says them for given sizes.
+    other; ``L·(2·T·P·(D + H) + T·D·(15 + r) + 4·P·D + 4·D) + P·Di`` numbers kept for the gradient, without ``2·L·T·D·(P + 1)`` if
+    multiplicative. `cost` says them for given sizes.
 
     Args:
         dim: Width of the text tokens and of the LSTMs, D.

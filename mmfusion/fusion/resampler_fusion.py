@@ -37,9 +37,9 @@ class ResamplerFusion(Fusion):
     frames of a video, the inner style sees N tokens.
 
     Cost of a pass with P image tokens, N latents, widths D and Di, R resampler layers, H heads, ratio r: that of the inner style
-    with N image tokens, and ``2·R·(2·(P + N)·D² + 2·N·D²·(1 + r) + 2·N·(P + N)·D)`` floating point operations (and ``2·P·D·Di``
-    where Di is not D); ``O(R·((P + N)·3·D + N·D·(4 + r)) + P·Di)`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with
-    the exact kernel. `cost` says them for given sizes.
+    with N image tokens, and ``2·R·(2·(P + N)·D² + 2·N·D²·(1 + r) + 2·N·(P + N)·D)`` floating point operations;
+    ``R·((P + N)·3·D + N·D·(4 + r))`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with the exact kernel. Where Di is
+    not D, there are ``2·P·D·Di`` operations and ``P·Di`` numbers more. `cost` says them for given sizes.
 
     Args:
         dim: Width of text tokens and latents, D.
