@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import check_size, is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -117,8 +117,7 @@ class BottleneckFusion(Fusion):
             **kwargs,
         )
         self.num_bottlenecks = num_bottlenecks
-        if num_bottlenecks < 1:
-            raise ConfigError("impossible num_bottlenecks", where=self.name, expected="at least 1", found=num_bottlenecks)
+        check_size(num_bottlenecks, "num_bottlenecks", self.name)
         self.image_projection: Any = None
         if self.image_dim != dim:
             self.image_projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="image_projection")
@@ -230,8 +229,13 @@ class BottleneckFusion(Fusion):
         reads = block.prefix_scores(bottleneck, result.prefix)[..., count:] if return_scores else None
         return result.tokens[:, :count], result.tokens[:, count:], reads
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `BottleneckCache` a layer."""
+        return is_made_of(cache, BottleneckCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         image = self.cost_of_block(self.num_bottlenecks + image_length, **self._wide)
         text = self.cost_of_block(self.num_bottlenecks + text_length, kernel=self._text_kernel)
         last = self.cost_of_block(text_length, prefix=self.num_bottlenecks, kernel=self._text_kernel)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, BlockOutput
@@ -245,8 +246,13 @@ class CoFusion(Fusion):
         image = cross(image, mask=image_mask, **seen, training=training)
         return self.image_blocks[index](image, mask=image_mask, training=training)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `CoCache` a layer."""
+        return is_made_of(cache, CoCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         crossed = {"self_attention": False, "mlp_ratio": 0.0 if self.shared_cross else self.mlp_ratio}
         cost = Cost()
         for tokens, dim, others, other_dim in (

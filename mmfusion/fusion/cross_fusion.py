@@ -229,8 +229,23 @@ class CrossFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `mmfusion.layers.BlockCache` with an image a layer."""
+        return super().owns_cache(cache) and all(layer.cross_attention is not None for layer in cache.layers)
+
+    def check_causal(self) -> None:
+        """Refuses what only a fusion that can be causal does, where the image alone asks."""
+        if not self.supports_causal:
+            raise ConfigError(
+                "this fusion cannot be causal, since its image asks and its text does not",
+                where=self.name,
+                expected="direction='text' or direction='both'",
+                found=f"direction={self.direction!r}",
+            )
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         text = self.cost_of_block(text_length, context=image_length, context_dim=self.image_dim)
         image = self.cost_of_block(image_length, self.image_dim, context=text_length, context_dim=self.dim)
         return self.depth * {"text": text, "image": image, "both": text + image}[self.direction]

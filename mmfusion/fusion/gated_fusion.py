@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, block_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, ContextCache, GatedCrossAttention
@@ -199,8 +200,13 @@ class GatedFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `GatedCache` a layer."""
+        return is_made_of(cache, GatedCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         cost = attention_cost(text_length, image_length, self.dim, context_dim=self.image_dim, **options)
         cost = cost + feed_forward_cost(text_length, self.dim, self.mlp_ratio)

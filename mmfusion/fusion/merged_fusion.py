@@ -222,8 +222,13 @@ class MergedFusion(Fusion):
     def _normalized(self, tokens: KerasTensor) -> KerasTensor:
         return tokens if self.norm is None else self.norm(tokens)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `mmfusion.layers.BlockCache` with the image before the text a layer."""
+        return super().owns_cache(cache) and all(layer.prefix_mask is not None for layer in cache.layers)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         cost = self.depth * self.cost_of_block(text_length + image_length)
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import check_size, is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
@@ -134,8 +134,7 @@ class QFormerFusion(Fusion):
         self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
         for name in ("num_queries", "cross_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=getattr(self, name))
+            check_size(getattr(self, name), name, self.name)
         self._num_global_tokens = num_queries if kernel == "local" else 0
         self.blocks = [
             QFormerBlock(
@@ -291,8 +290,13 @@ class QFormerFusion(Fusion):
         )
         return ops.concatenate(list(masks), axis=1)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `QFormerCache` a layer."""
+        return is_made_of(cache, QFormerCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         length = self.num_queries + text_length
         layer = attention_cost(length, length, self.dim, num_global_tokens=self._num_global_tokens, **options)

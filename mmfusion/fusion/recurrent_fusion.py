@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import AttentiveLSTM, AttentiveLSTMOutput, LayerScale, LSTMState, ProjectedMemory, StochasticDepth
@@ -192,8 +193,13 @@ class RecurrentFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `RecurrentCache` a layer."""
+        return is_made_of(cache, RecurrentCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs, both ways; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         tokens, patches, dim, deep = text_length, image_length, self.dim, int(self.dim * self.mlp_ratio)
         asked = tokens * patches
         direction = dense_cost(patches, dim, dim) + 2 * dense_cost(1, dim, dim) + 3 * dense_cost(tokens, dim, 4 * dim)
