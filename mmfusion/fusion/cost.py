@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mmfusion.layers.attention_options import DEFAULT_WINDOW
 from mmfusion.layers.kernels.local import SMALLEST_BLOCK
@@ -153,7 +154,8 @@ def block_cost(
         >>> block_cost(2, 4, num_heads=1, mlp_ratio=1.0)
         Cost(flops=448, memory=60)
     """
-    cost, options = Cost(), {"num_heads": num_heads, "kernel": kernel}
+    cost = Cost()
+    options: dict[str, Any] = {"num_heads": num_heads, "kernel": kernel}
     if self_attention:
         cost += attention_cost(tokens, prefix + tokens, dim, num_global_tokens=num_global_tokens, **options)
     if context is not None:

@@ -115,11 +115,12 @@ def _attention_looked_into(layer: Attention, records: list[AttentionRecord]) -> 
 
     def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
         output, scores = attend(projected, True, training)
+        seen = _numpy(scores)
         # The mask that was applied: window, leading tokens, prefix and what is filled of a cache are in it.
-        allowed = _numpy(projected.mask.allowed(keras.ops.arange(scores.shape[-1], dtype="int32")))
+        allowed = _numpy(projected.mask.allowed(keras.ops.arange(seen.shape[-1], dtype="int32")))
         allowed = np.ones((1, 1, 1, 1), bool) if allowed is None else allowed
-        queries = _real_queries(given, scores.shape[0], scores.shape[2])
-        records.append(AttentionRecord(layer.path or layer.name, _numpy(scores), allowed, queries))
+        queries = _real_queries(given, seen.shape[0], seen.shape[2])
+        records.append(AttentionRecord(layer.path or layer.name, seen, allowed, queries))
         return output, scores if return_scores else None
 
     with replaced_methods(layer, call=watched_call, _attend=watched_attend):

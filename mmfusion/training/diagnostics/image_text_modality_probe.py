@@ -58,7 +58,7 @@ def _asked(model: ImageTextModel, head: str, ids: tf.Tensor, mask: tf.Tensor) ->
     if head == "captioning":
         return _Asked(ids[:, :-1], mask[:, :-1], True, ids[:, 1:], mask[:, 1:])
     if head == "masked_language":
-        known = model.masked_language_head
+        known = model.head("masked_language")
         size = model.text_encoder.vocabulary_size
         hidden = mask_tokens(ids, mask, vocabulary_size=size, mask_id=known.mask_id, special_ids=known.special_ids, seed=0)
         return _Asked(tf.cast(hidden.token_ids, ids.dtype), mask, False, ids, hidden.chosen)
