@@ -32,13 +32,37 @@ class MMFusionError(ValueError):
         fix: str | None = None,
     ) -> None:
         self.what, self.where, self.expected, self.found, self.fix = what, where, expected, found, fix
-        message = what if where is None else f"{what} [{where}]"
-        details = [f"{label} {value}" for label, value in (("expected", expected), ("found", found)) if value is not None]
+        super().__init__(self._line())
+
+    def add_owner(self, owner: str) -> None:
+        """Tells what `where` is a part of, for an error on its way out of a part that knows its own name alone.
+
+        Args:
+            owner: Name of the whole. Where it stands already, nothing changes.
+
+        Example:
+            >>> from mmfusion.errors import MMFusionError
+            >>> error = MMFusionError("unknown kernel", where="attention", found="'quick'")
+            >>> error.add_owner("fusion")
+            >>> error.add_owner("fusion")
+            >>> str(error)
+            "unknown kernel [fusion: attention]: found 'quick'"
+        """
+        if self.where is None:
+            self.where = owner
+        elif str(self.where).split(": ")[0] != owner:
+            self.where = f"{owner}: {self.where}"
+        self.args = (self._line(),)
+
+    def _line(self) -> str:
+        message = self.what if self.where is None else f"{self.what} [{self.where}]"
+        parts = (("expected", self.expected), ("found", self.found))
+        details = [f"{label} {value}" for label, value in parts if value is not None]
         if details:
             message = f"{message}: {', '.join(details)}"
-        if fix:
-            message = f"{message}; {fix}"
-        super().__init__(" ".join(message.split()))
+        if self.fix:
+            message = f"{message}; {self.fix}"
+        return " ".join(message.split())
 
 
 class ConfigError(MMFusionError):

@@ -123,6 +123,7 @@ class RecoveryConfig(Section):
     """Going back to the last good weights when the loss blows up."""
 
     threshold: Annotated[float, Field(gt=0.0)] = Field(8.0, description="Spreads above the median that are too many.")
+    minimum_rise: Annotated[float, Field(ge=0.0)] = Field(0.3, description="Rise of the loss below which none is too high.")
     window: Positive = Field(50, description="Good losses that are remembered.")
     history: Positive = Field(10, description="Good losses before a finite loss can be too high.")
     snapshot_every: Positive = Field(20, description="Good steps between snapshots.")

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers import Attention
+from mmfusion.layers.replaced_methods import replaced_methods
 from mmfusion.models import ImageTextModel
 from mmfusion.models.fusing import fuse
 
@@ -159,9 +160,5 @@ def _watched(layer: Attention, looks: list[_Look]) -> Iterator[None]:
         looks.append(_Look(scores, projected[2], output, itself[0], return_scores))
         return output, scores if return_scores else None
 
-    # An instance's own attributes hide the methods of its class, and Keras's tracking need not know.
-    layer.__dict__.update(call=watched_call, _attend=watched_attend)
-    try:
+    with replaced_methods(layer, call=watched_call, _attend=watched_attend):
         yield
-    finally:
-        del layer.__dict__["call"], layer.__dict__["_attend"]

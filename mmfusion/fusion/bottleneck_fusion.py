@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockCache, BlockOutput
+from mmfusion.layers.checks import check_size
 from mmfusion.layers.masks import joined_mask
 
 
@@ -36,10 +37,12 @@ class BottleneckFusion(Fusion):
     with K bottleneck tokens b. The last layer's text reads b without writing it, and so does all text in the causal reading:
     what a later word wrote there would come to earlier ones. Image tokens of another width are projected to D first.
 
-    Cost of a pass with T text tokens, P image tokens, K bottleneck tokens: ``2·L·((T + P + 2K)·D²·(4 + 2r) + 2·D·((T + K)² +
-    (P + K)²))`` floating point operations, less the last layer's text side of b, and ``2·P·Di·D`` where the image is projected;
-    ``O(L·(T + P + 2K)·D·(5 + r))`` numbers kept for the gradient, and ``L·H·((T + K)² + (P + K)²)`` more with the exact kernel.
-    `cost` says them for given sizes. The last layer's patches inform `FusionOutput.image` alone.
+    Cost of a pass with T text tokens, P image tokens, K bottleneck tokens:
+    ``2·L·((T + P + 2K)·D²·(4 + 2r) + 2·D·((T + K)² + (P + K)²)) - 4·K·D·(D·(1 + r) + T + K)`` floating point operations,
+    the last term since the last layer's text does not write b; ``L·(T + P + 2K)·D·(6 + r) - K·D·(3 + r)`` numbers kept for the
+    gradient, and ``L·H·((T + K)² + (P + K)²) - H·K·(T + K)`` more with the exact kernel. Where the image is projected, there are
+    ``2·P·Di·D`` operations and ``P·Di`` numbers more. `cost` says them for given sizes. The last layer's patches inform
+    `FusionOutput.image` alone.
 
     Args:
         dim: Width of the text tokens, D.
@@ -115,15 +118,16 @@ class BottleneckFusion(Fusion):
             **kwargs,
         )
         self.num_bottlenecks = num_bottlenecks
-        if num_bottlenecks < 1:
-            raise ConfigError("impossible num_bottlenecks", where=self.name, expected="at least 1", found=num_bottlenecks)
+        check_size(num_bottlenecks, "num_bottlenecks", self.name)
         self.image_projection: Any = None
         if self.image_dim != dim:
             self.image_projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="image_projection")
         self._text_kernel = "chunked" if kernel == "local" else kernel
-        wide = {"attention_options": {"num_global_tokens": num_bottlenecks}} if kernel == "local" else {}
+        self._wide = {"num_global_tokens": num_bottlenecks} if kernel == "local" else {}
         self.blocks = [self.make_block(f"block_{index}", index, kernel=self._text_kernel) for index in range(depth)]
-        self.image_blocks = [self.make_block(f"image_block_{index}", index, **wide) for index in range(depth)]
+        self.image_blocks = [
+            self.make_block(f"image_block_{index}", index, attention_options=self._wide) for index in range(depth)
+        ]
         self.norm = self.make_norm("norm")
         self.image_norm = self.make_norm("image_norm")
 
@@ -226,9 +230,14 @@ class BottleneckFusion(Fusion):
         reads = block.prefix_scores(bottleneck, result.prefix)[..., count:] if return_scores else None
         return result.tokens[:, :count], result.tokens[:, count:], reads
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `BottleneckCache` a layer."""
+        return is_made_of(cache, BottleneckCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
-        image = self.cost_of_block(self.num_bottlenecks + image_length)
+        self.check_lengths(text_length, image_length)
+        image = self.cost_of_block(self.num_bottlenecks + image_length, **self._wide)
         text = self.cost_of_block(self.num_bottlenecks + text_length, kernel=self._text_kernel)
         last = self.cost_of_block(text_length, prefix=self.num_bottlenecks, kernel=self._text_kernel)
         cost = self.depth * image + (self.depth - 1) * text + last

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, BlockOutput
@@ -35,11 +36,12 @@ class CoFusion(Fusion):
     out (LXMERT); image tokens of another width are projected to D first. In the causal reading the image does not look at the
     text, since it would carry later words to earlier ones.
 
-    Cost of a pass with T text tokens, P image tokens, widths D and Di, in floating point operations:
-    ``2·L·(T·D²·(6 + 4r) + P·Di²·(6 + 4r) + 2·(T + P)·D·Di + 2·T·D·(T + P) + 2·P·Di·(T + P))``; with `shared_cross`, where Di
-    becomes D, ``2·L·(T + P)·(D²·(8 + 2r) + 2·D·(T + P))``. ``O(L·(T·D + P·Di)·(10 + 2r))`` numbers are kept for the gradient,
-    and ``L·H·(T + P)²`` more with the exact kernel. `cost` says them for given sizes. The last layer's image side informs
-    `FusionOutput.image` alone; in a graph, it is left out where that is not read.
+    Cost of a pass with T text tokens, P image tokens, widths D and Di:
+    ``2·L·(T·D²·(6 + 4r) + P·Di²·(6 + 4r) + 2·(T + P)·D·Di + 2·(T·D + P·Di)·(T + P))`` floating point operations;
+    ``L·((T·D + P·Di)·(11 + 2r) + 2·(P·D + T·Di))`` numbers kept for the gradient, and ``L·H·(T + P)²`` more with the exact
+    kernel. With `shared_cross` ``2·L·(T + P)·(D²·(8 + 2r) + 2·D·(T + P))``, ``L·(T + P)·D·(12 + r)`` and ``L·H·(T + P)²``, and
+    ``2·P·Di·D`` operations and ``P·Di`` numbers more where the image is projected. `cost` says them for given sizes. The last
+    layer's image side informs `FusionOutput.image` alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.
@@ -249,8 +251,13 @@ class CoFusion(Fusion):
         image = cross(image, mask=image_mask, **seen, training=training)
         return self.image_blocks[index](image, mask=image_mask, training=training)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `CoCache` a layer."""
+        return is_made_of(cache, CoCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         crossed = {"self_attention": False, "mlp_ratio": 0.0 if self.shared_cross else self.mlp_ratio}
         cost = Cost()
         for tokens, dim, others, other_dim in (

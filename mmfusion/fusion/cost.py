@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from mmfusion.layers.attention_options import DEFAULT_WINDOW
+from mmfusion.layers.kernels.local import SMALLEST_BLOCK
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,8 @@ class Cost:
         flops: Floating point operations of all matrix products, a multiplication and an addition counted as two. Normalisation,
             softmax and activations are left out: they are of lower order. A training step costs about three times as much.
         memory: Numbers that the gradient needs kept: what goes into each matrix product, attention weights included. Times
-            4 bytes in float32, 2 in bfloat16.
+            4 bytes in float32, 2 in bfloat16. It is for comparing styles and sizes, not a peak: elementwise parts (norms,
+            activations, softmax) keep numbers too, so that TensorFlow keeps 1 to 5 times as many, depending on the style.
 
     Example:
         >>> from mmfusion.fusion import Cost
@@ -52,16 +57,18 @@ def attention_cost(
     num_heads: int,
     num_key_value_heads: int | None = None,
     kernel: str = "exact",
-    window: int = 128,
+    window: int = DEFAULT_WINDOW,
+    num_global_tokens: int = 0,
     attention_dim: int | None = None,
     output_dim: int | None = None,
 ) -> Cost:
     """Attention of N queries over S keys, its four projections included.
 
-    ``2·(N·D·A + 2·S·Dc·A·g + 2·N·S·A + N·A·Do)`` operations with A = heads · width of a head and g = key and value heads over
-    heads; queries, keys, values, inputs and (for the exact kernel) ``heads·N·S`` weights are kept. Instead of ``2·N·S·A``,
-    self-attention of the local kernel has ``2·N·(2W + 1)·A`` with a window W, and the linear kernel ``(N + S)·A·d`` with heads
-    of width d.
+    ``2·(N·D·A + 2·S·Dc·A·g + 2·M·A + N·A·Do)`` operations with A = heads · width of a head, g = key and value heads over heads,
+    and M pairs of a query and a key, ``N·S`` of them; queries, keys, values and inputs are kept, and ``heads·M`` weights with
+    the exact and the local kernel. Self-attention of the local kernel over more than C = max(W, 64) tokens goes in blocks of C:
+    with a window W and G leading tokens that see all and are seen by all, M is ``⌈N / C⌉·C·(C + 2W + G) + G·N``. The linear
+    kernel has ``(N + S)·A·d`` instead of ``2·M·A``, with heads of width d.
 
     Args:
         queries: N.
@@ -71,9 +78,10 @@ def attention_cost(
             before them.
         num_heads: Heads.
         num_key_value_heads: Heads of keys and values. Default: as many as heads.
-        kernel: See `mmfusion.layers.Attention`: ``"exact"`` counts the weights, the others do not keep them. Nor does exact
-            attention where it runs in tiles (a processor) or fused (JAX, torch): there the count is an upper bound.
+        kernel: See `mmfusion.layers.Attention`: ``"exact"`` and ``"local"`` count the weights, the others do not keep them. Nor
+            does exact attention where it runs in tiles (a processor) or fused (JAX, torch): there the count is an upper bound.
         window: W. Default 128.
+        num_global_tokens: G. Default 0.
         attention_dim: A. Default D.
         output_dim: Do. Default D.
 
@@ -85,12 +93,23 @@ def attention_cost(
     context = dim if context_dim is None else context_dim
     grouped = inner * (num_heads if num_key_value_heads is None else num_key_value_heads) // num_heads
     output = dim if output_dim is None else output_dim
-    seen = min(keys, 2 * window + 1) if kernel == "local" and context_dim is None else keys
-    products = (queries + keys) * inner * (inner // num_heads) if kernel == "linear" else 2 * queries * seen * inner
+    narrow = kernel == "local" and context_dim is None
+    pairs = _pairs_in_blocks(queries, window, num_global_tokens) if narrow else queries * keys
+    products = (queries + keys) * inner * (inner // num_heads) if kernel == "linear" else 2 * pairs * inner
     flops = 2 * (queries * dim * inner + 2 * keys * context * grouped + products + queries * inner * output)
     inputs = max(queries, keys) * dim if context_dim is None else queries * dim + keys * context
     kept = inputs + 2 * queries * inner + 2 * keys * grouped
-    return Cost(flops, kept + (num_heads * queries * keys if kernel == "exact" else 0))
+    # A context is seen whole: there the local kernel is the chunked one, which keeps no weights.
+    return Cost(flops, kept + (num_heads * pairs if kernel == "exact" or narrow else 0))
+
+
+def _pairs_in_blocks(tokens: int, window: int, num_global_tokens: int) -> int:
+    """The pairs that `mmfusion.layers.kernels.local_attention` multiplies."""
+    block = max(window, SMALLEST_BLOCK)
+    if tokens <= block:
+        return tokens * tokens
+    blocks = -(-tokens // block)
+    return blocks * block * (block + 2 * window + num_global_tokens) + num_global_tokens * tokens
 
 
 def feed_forward_cost(tokens: int, dim: int, mlp_ratio: float = 4.0) -> Cost:
@@ -111,6 +130,7 @@ def block_cost(
     num_heads: int,
     mlp_ratio: float = 4.0,
     kernel: str = "exact",
+    num_global_tokens: int = 0,
     self_attention: bool = True,
     prefix: int = 0,
     context: int | None = None,
@@ -124,6 +144,7 @@ def block_cost(
         num_heads: Heads.
         mlp_ratio: Hidden width of the feed-forward part over `dim`; 0 has no such part. Default 4.
         kernel: See `mmfusion.layers.Attention`. Default ``"exact"``.
+        num_global_tokens: Leading tokens that see all and are seen by all with the local kernel. Default 0.
         self_attention: Whether the tokens attend to themselves. Default True.
         prefix: Tokens before them that they attend to as well. Default 0.
         context: Tokens of the context, S; None has no cross-attention.
@@ -134,9 +155,9 @@ def block_cost(
         Cost(flops=448, memory=60)
     """
     cost = Cost()
+    options: dict[str, Any] = {"num_heads": num_heads, "kernel": kernel}
     if self_attention:
-        cost += attention_cost(tokens, prefix + tokens, dim, num_heads=num_heads, kernel=kernel)
+        cost += attention_cost(tokens, prefix + tokens, dim, num_global_tokens=num_global_tokens, **options)
     if context is not None:
-        context_dim = dim if context_dim is None else context_dim
-        cost += attention_cost(tokens, context, dim, context_dim=context_dim, num_heads=num_heads, kernel=kernel)
+        cost += attention_cost(tokens, context, dim, context_dim=dim if context_dim is None else context_dim, **options)
     return cost + feed_forward_cost(tokens, dim, mlp_ratio) if mlp_ratio else cost

@@ -29,10 +29,10 @@ class CrossFusion(Fusion):
     the image, such as finding what a phrase names.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, for ``"text"``:
-    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(6 + r) + P·D))`` numbers kept for
-    the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged, for
-    ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs `FusionOutput.image`
-    alone; in a graph, it is left out where that is not read.
+    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``L·(T·D·(9 + r) + P·(Di + 2·D))`` numbers
+    kept for the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged,
+    for ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs
+    `FusionOutput.image` alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.
@@ -234,8 +234,23 @@ class CrossFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `mmfusion.layers.BlockCache` with an image a layer."""
+        return super().owns_cache(cache) and all(layer.cross_attention is not None for layer in cache.layers)
+
+    def check_causal(self) -> None:
+        """Refuses what only a fusion that can be causal does, where the image alone asks."""
+        if not self.supports_causal:
+            raise ConfigError(
+                "this fusion cannot be causal, since its image asks and its text does not",
+                where=self.name,
+                expected="direction='text' or direction='both'",
+                found=f"direction={self.direction!r}",
+            )
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         text = self.cost_of_block(text_length, context=image_length, context_dim=self.image_dim)
         image = self.cost_of_block(image_length, self.image_dim, context=text_length, context_dim=self.dim)
         return self.depth * {"text": text, "image": image, "both": text + image}[self.direction]

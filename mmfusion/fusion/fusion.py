@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor
 
-from mmfusion.errors import ConfigError
+from mmfusion.errors import ConfigError, MMFusionError
+from mmfusion.fusion.checks import check_kernel, check_options_are_known, is_made_of, told_cache
 from mmfusion.fusion.cost import Cost, block_cost
-from mmfusion.layers import TransformerBlock
+from mmfusion.layers import BlockCache, TransformerBlock
 from mmfusion.layers.checks import check_rate, check_size, check_tokens, checked_mask
 from mmfusion.layers.masks import without_masked
 
@@ -84,7 +85,8 @@ class Fusion(keras.layers.Layer):
         **kwargs: Keras's own layer arguments.
 
     Raises:
-        ConfigError: If a size is below 1, a rate is outside of ``[0, 1)`` or the heads do not divide the width.
+        ConfigError: If an option is unknown, a size is below 1, a rate is outside of ``[0, 1)``, the heads do not divide the
+            width, or the kernel is unknown or keeps no weights to drop.
 
     Example:
         >>> from mmfusion.fusion import CrossFusion, Fusion
@@ -107,6 +109,7 @@ class Fusion(keras.layers.Layer):
         kernel: str = "exact",
         **kwargs: Any,
     ) -> None:
+        check_options_are_known(type(self), kwargs)
         super().__init__(**kwargs)
         self.supports_masking = True
         self.dim = dim
@@ -123,6 +126,7 @@ class Fusion(keras.layers.Layer):
             check_size(getattr(self, name), name, self.name)
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             check_rate(getattr(self, name), name, self.name)
+        check_kernel(kernel, attention_dropout, self.name)
         self.check_heads(self.dim)
 
     @property
@@ -179,7 +183,12 @@ class Fusion(keras.layers.Layer):
 
     def __call__(self, *arguments: Any, **options: Any) -> FusionOutput:
         """Calls the fusion; in a functional model of Keras too."""
-        output = super().__call__(*arguments, **options)
+        try:
+            output = super().__call__(*arguments, **options)
+        except MMFusionError as error:
+            # A layer inside knows its own name alone.
+            error.add_owner(self.name)
+            raise
         return output if isinstance(output, FusionOutput) else FusionOutput(*output)
 
     def compute_output_spec(self, *arguments: Any, **options: Any) -> tuple[KerasTensor, ...]:
@@ -196,6 +205,10 @@ class Fusion(keras.layers.Layer):
         """Prepares decoding: room for `max_length` text tokens, and all that depends on the image alone, computed once."""
         raise NotImplementedError(f"{type(self).__name__} does not implement init_cache")
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether a cache has the form that `init_cache` of this fusion gives; a style with entries of its own says which."""
+        return is_made_of(cache, BlockCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs, both streams read whole (not causal).
 
@@ -205,6 +218,9 @@ class Fusion(keras.layers.Layer):
 
         Returns:
             The `Cost`.
+
+        Raises:
+            ConfigError: If a length is no whole number of at least 1.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement cost")
 
@@ -256,6 +272,11 @@ class Fusion(keras.layers.Layer):
                 found=self.num_heads,
             )
 
+    def check_lengths(self, text_length: int, image_length: int) -> None:
+        """Refuses what is no length. Every style's `cost` starts here."""
+        for name, length in (("text_length", text_length), ("image_length", image_length)):
+            check_size(length, name, self.name)
+
     def check_causal(self) -> None:
         """Refuses what only a fusion that can be causal does."""
         if not self.supports_causal:
@@ -275,6 +296,13 @@ class Fusion(keras.layers.Layer):
             self.check_causal()
         check_tokens(text, "text", self.name, self.dim, "dim")
         if cache is not None:
+            if not self.owns_cache(cache):
+                raise ConfigError(
+                    "the cache is of another fusion",
+                    where=self.name,
+                    expected=f"what init_cache of this {type(self).__name__} gives",
+                    found=told_cache(cache),
+                )
             if not causal:
                 raise ConfigError(
                     "a cache holds what came before, so decoding with it is causal", where=self.name, fix="pass causal=True"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, block_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, ContextCache, GatedCrossAttention
@@ -36,9 +37,9 @@ class GatedFusion(Fusion):
     is no language part: the fusion is the identity at first.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
-    ``2·L·(T·D²·(6 + 4r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``O(L·(T·D·(10 + 2r) + P·(Di + 2·D)))``
+    ``2·L·(T·D²·(6 + 4r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``L·(T·D·(10 + 2r) + P·(Di + 2·D))``
     numbers kept for the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. Without `self_attention`
-    ``2·L·(T·D²·(2 + 2r) + 2·P·D·Di + 2·T·D·P)``, ``O(L·(T·D·(4 + r) + P·(Di + 2·D)))`` and ``L·H·T·P``. `cost` says them for
+    ``2·L·(T·D²·(2 + 2r) + 2·P·D·Di + 2·T·D·P)``, ``L·(T·D·(4 + r) + P·(Di + 2·D))`` and ``L·H·T·P``. `cost` says them for
     given sizes.
 
     Args:
@@ -205,8 +206,13 @@ class GatedFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `GatedCache` a layer."""
+        return is_made_of(cache, GatedCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         cost = attention_cost(text_length, image_length, self.dim, context_dim=self.image_dim, **options)
         cost = cost + feed_forward_cost(text_length, self.dim, self.mlp_ratio)

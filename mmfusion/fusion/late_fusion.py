@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import AttentionPooling, LayerScale, StochasticDepth
@@ -35,8 +36,9 @@ class LateFusion(Fusion):
     encoder's. The cheapest style, and the one that cannot look at different places for different words.
 
     Cost of a pass with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
-    ``2·L·r·D²·(2·T + 1) + 4·P·D·(Di + 1) + 4·D²`` floating point operations; ``O(L·T·D·(1 + r) + P·(Di + 2·D))`` numbers kept
-    for the gradient, and ``H·P`` more with the exact kernel. `cost` says them for given sizes.
+    ``2·L·r·D²·(2·T + 1) + 4·P·D·(Di + 1) + 4·D²`` floating point operations;
+    ``L·D·(T·(1 + r) + 1) + P·(Di + 2·D) + 3·D`` numbers kept for the gradient, and ``H·P`` more with the exact kernel. `cost`
+    says them for given sizes.
 
     Args:
         dim: Width of the text tokens, D.
@@ -166,8 +168,13 @@ class LateFusion(Fusion):
             scores = ops.broadcast_to(scores[:, None, :, None], shape)
         return FusionOutput(self.norm(text), image, scores if return_scores else None, cache)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is one `LateCache`."""
+        return is_made_of(cache, LateCache, 1)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         hidden = int(self.dim * self.mlp_ratio)
         pooling = attention_cost(
             1, image_length, self.dim, context_dim=self.image_dim, num_heads=self.num_heads, kernel=self.kernel

@@ -23,10 +23,10 @@ class MergedFusion(Fusion):
     text token sees the image and the text up to itself: the image is then read once, and decoding keeps its keys and values.
     Image tokens of another width are projected to D first.
 
-    Cost of a pass with N = T + P tokens of text and image: ``2·L·(N·D²·(4 + 2r) + 2·N²·D)`` floating point operations, and
-    ``2·P·Di·D`` where the image is projected; ``O(L·N·D·(5 + r))`` numbers kept for the gradient, and ``L·H·N²`` more with the
-    exact kernel. `cost` says them for given sizes. The last layer's image side informs `FusionOutput.image` alone; in a graph
-    and in the causal reading, it is left out where that is not read.
+    Cost of a pass with N = T + P tokens of text and image: ``2·L·(N·D²·(4 + 2r) + 2·N²·D)`` floating point operations;
+    ``L·N·D·(6 + r)`` numbers kept for the gradient, and ``L·H·N²`` more with the exact kernel. Where the image is projected,
+    there are ``2·P·Di·D`` operations and ``P·Di`` numbers more. `cost` says them for given sizes. The last layer's image side
+    informs `FusionOutput.image` alone; in a graph and in the causal reading, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.
@@ -227,8 +227,13 @@ class MergedFusion(Fusion):
     def _normalized(self, tokens: KerasTensor) -> KerasTensor:
         return tokens if self.norm is None else self.norm(tokens)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `mmfusion.layers.BlockCache` with the image before the text a layer."""
+        return super().owns_cache(cache) and all(layer.prefix_mask is not None for layer in cache.layers)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         cost = self.depth * self.cost_of_block(text_length + image_length)
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
 

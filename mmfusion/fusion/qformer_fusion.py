@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
 from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockCache, QFormerBlock
+from mmfusion.layers.checks import check_size
 from mmfusion.layers.masks import length_of
 
 
@@ -48,7 +49,7 @@ class QFormerFusion(Fusion):
 
     Cost of a pass with T text tokens, P image tokens, N queries, M = N + T, widths D and Di, L layers, C of them with a look
     at the image, H heads, ratio r: ``2·L·(M·D²·(4 + 2r) + 2·M²·D) + 2·C·(2·N·D² + 2·P·D·Di + 2·N·P·D)`` floating point
-    operations; ``O(L·M·D·(6 + r) + C·(3·N·D + P·(Di + 2·D)))`` numbers kept for the gradient, and ``H·(L·M² + C·N·P)`` more
+    operations; ``L·M·D·(6 + r) + C·(3·N·D + P·(Di + 2·D))`` numbers kept for the gradient, and ``H·(L·M² + C·N·P)`` more
     with the exact kernel. `cost` says them for given sizes.
 
     Args:
@@ -134,15 +135,15 @@ class QFormerFusion(Fusion):
         self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
         for name in ("num_queries", "cross_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"impossible {name}", where=self.name, expected="at least 1", found=getattr(self, name))
+            check_size(getattr(self, name), name, self.name)
+        self._num_global_tokens = num_queries if kernel == "local" else 0
         self.blocks = [
             QFormerBlock(
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
                 cross_attention=index % cross_every == 0,
                 kernel=kernel,
-                num_global_tokens=num_queries if kernel == "local" else 0,
+                num_global_tokens=self._num_global_tokens,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 stochastic_depth=self.stochastic_depth_at(index),
@@ -294,11 +295,17 @@ class QFormerFusion(Fusion):
         )
         return ops.concatenate(list(masks), axis=1)
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `QFormerCache` a layer."""
+        return is_made_of(cache, QFormerCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         options: dict[str, Any] = {"num_heads": self.num_heads, "kernel": self.kernel}
         length = self.num_queries + text_length
-        layer = attention_cost(length, length, self.dim, **options) + feed_forward_cost(length, self.dim, self.mlp_ratio)
+        layer = attention_cost(length, length, self.dim, num_global_tokens=self._num_global_tokens, **options)
+        layer += feed_forward_cost(length, self.dim, self.mlp_ratio)
         looks = sum(block.cross_attention for block in self.blocks)
         look = attention_cost(self.num_queries, image_length, self.dim, context_dim=self.image_dim, **options)
         return self.depth * layer + looks * look

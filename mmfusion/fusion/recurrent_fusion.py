@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import AttentiveLSTM, AttentiveLSTMOutput, LayerScale, LSTMState, ProjectedMemory, StochasticDepth
@@ -41,8 +42,8 @@ class RecurrentFusion(Fusion):
 
     Cost of a pass both ways with T text tokens, P image tokens, widths D and Di, L layers, H heads, ratio r:
     ``2·P·D·Di + 4·L·(T·D²·(13 + 3r) + P·D² + 2·T·P·D + T·D + 2·D²)`` floating point operations, in T steps that wait for each
-    other; ``O(L·(T·P·(D + H) + T·D·(12 + r) + P·D))`` numbers kept for the gradient, without ``T·P·D`` if multiplicative. `cost`
-    says them for given sizes.
+    other; ``L·(2·T·P·(D + H) + T·D·(15 + r) + 4·P·D + 4·D) + P·Di`` numbers kept for the gradient, without ``2·L·T·D·(P + 1)`` if
+    multiplicative. `cost` says them for given sizes.
 
     Args:
         dim: Width of the text tokens and of the LSTMs, D.
@@ -192,8 +193,13 @@ class RecurrentFusion(Fusion):
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
 
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is a `RecurrentCache` a layer."""
+        return is_made_of(cache, RecurrentCache, self.depth)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs, both ways; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         tokens, patches, dim, deep = text_length, image_length, self.dim, int(self.dim * self.mlp_ratio)
         asked = tokens * patches
         direction = dense_cost(patches, dim, dim) + 2 * dense_cost(1, dim, dim) + 3 * dense_cost(tokens, dim, 4 * dim)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError
+from mmfusion.errors import ConfigError, MMFusionError
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
@@ -37,9 +38,9 @@ class ResamplerFusion(Fusion):
     frames of a video, the inner style sees N tokens.
 
     Cost of a pass with P image tokens, N latents, widths D and Di, R resampler layers, H heads, ratio r: that of the inner style
-    with N image tokens, and ``2·R·(2·(P + N)·D² + 2·N·D²·(1 + r) + 2·N·(P + N)·D)`` floating point operations (and ``2·P·D·Di``
-    where Di is not D); ``O(R·((P + N)·3·D + N·D·(4 + r)) + P·Di)`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with
-    the exact kernel. `cost` says them for given sizes.
+    with N image tokens, and ``2·R·(2·(P + N)·D² + 2·N·D²·(1 + r) + 2·N·(P + N)·D)`` floating point operations;
+    ``R·((P + N)·3·D + N·D·(4 + r))`` numbers kept for the gradient, and ``R·H·N·(P + N)`` more with the exact kernel. Where Di is
+    not D, there are ``2·P·D·Di`` operations and ``P·Di`` numbers more. `cost` says them for given sizes.
 
     Args:
         dim: Width of text tokens and latents, D.
@@ -162,12 +163,9 @@ class ResamplerFusion(Fusion):
         }  # fmt: skip
         try:
             return styles[self.inner](**{**common, **self.inner_options}, dtype=self.dtype_policy, name="fusion")
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ConfigError) or not self.inner_options:
-                raise
-            raise ConfigError(
-                "the inner style does not take these options", where=self.name, expected=f"options of {self.inner}", found=error
-            ) from error
+        except MMFusionError as error:
+            error.add_owner(self.name)
+            raise
 
     @property
     def supports_causal(self) -> bool:
@@ -211,6 +209,7 @@ class ResamplerFusion(Fusion):
         image_mask: KerasTensor | None = None,
     ) -> FusionCache:
         """Prepares decoding: the latents read the image once, and the inner style prepares with them."""
+        self.check_causal()
         image, image_mask = self.checked_image(image, image_mask)
         latents, mask, reading = self._read(image, image_mask, True, False)
         return FusionCache((ResamplerCache(self.fusion.init_cache(batch_size, max_length, latents, mask), reading),))
@@ -262,8 +261,21 @@ class ResamplerFusion(Fusion):
             cache=None if output.cache is None else FusionCache((ResamplerCache(output.cache, reading),)),
         )
 
+    def check_causal(self) -> None:
+        """As the inner style."""
+        try:
+            self.fusion.check_causal()
+        except MMFusionError as error:
+            error.add_owner(self.name)
+            raise
+
+    def owns_cache(self, cache: FusionCache) -> bool:
+        """Whether it is one `ResamplerCache`."""
+        return is_made_of(cache, ResamplerCache, 1)
+
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""
+        self.check_lengths(text_length, image_length)
         layer = attention_cost(
             self.num_latents,
             image_length + self.num_latents,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from factories import randomized, tiny_batch, tiny_model
 
+from mmfusion.fusion import CrossFusion
 from mmfusion.layers import Attention
 from mmfusion.training.diagnostics import (
     AttentionProbe,
@@ -74,6 +75,56 @@ def test_the_look_is_that_of_the_layer_and_changes_nothing(causal):
     with pytest.raises(ZeroDivisionError), capture_attention([layer]):
         _ = 1 / 0
     np.testing.assert_array_equal(layer(tokens, context_mask=mask, causal=causal), before)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_hides_what_is_outside_of_it(causal):
+    """Equal tokens: a query gives all that it sees the same, so that its entropy is 1, however narrow the window."""
+    layer, tokens, mask = (
+        Attention(num_heads=2, kernel="local", window=2, num_global_tokens=1),
+        np.ones((2, 9, 8)),
+        np.ones((2, 9)),
+    )
+    mask[1, 6:] = 0
+    with capture_attention([layer]) as records:
+        layer(tokens, context_mask=mask > 0, causal=causal)
+    health = attention_health(*records[0][1:])
+    np.testing.assert_allclose(health.entropy, [1.0, 1.0], atol=1e-6)
+    allowed = np.broadcast_to(records[0].allowed, records[0].scores.shape)
+    assert (allowed == (records[0].scores > 0)).all() and allowed[0, 0, 5].sum() == (4 if causal else 6)
+    # All keys of the sequence in its place would say less.
+    assert attention_health(records[0].scores, mask[:, None, None, :] > 0, mask > 0).entropy.max() < 0.9
+
+
+def test_what_is_in_a_cache_is_seen_and_what_is_not_filled_is_not():
+    layer, other, mask = Attention(num_heads=2), Attention(num_heads=2), np.ones((2, 6), bool)
+    mask[1, 1:3] = False
+    tokens, image, image_mask = np.ones((2, 2, 8)), np.ones((2, 5, 8)), np.arange(5) < np.array([5, 3])[:, None]
+    layer(tokens), other(tokens, image)
+    cache, context = layer.init_cache(2, 6), other.project_context(image, image_mask)
+    with capture_attention([layer, other]) as records:
+        for _ in range(2):
+            cache = layer(tokens, context_mask=mask, cache=cache).cache
+        other(tokens, cache=context)
+    for record in records:
+        health = attention_health(*record[1:])
+        np.testing.assert_allclose(health.entropy, [1.0, 1.0], atol=1e-6)
+    allowed = np.broadcast_to(records[1].allowed, records[1].scores.shape)
+    assert allowed[:, 0].sum(axis=-1).tolist() == [[3, 4], [1, 2]]
+    np.testing.assert_array_equal(records[1].queries, [[True, True], [False, True]])
+    assert np.broadcast_to(records[2].allowed, records[2].scores.shape)[:, 0, 0].sum(axis=-1).tolist() == [5, 3]
+    assert records[2].queries is None
+
+
+def test_a_step_of_a_fusion_with_a_cache():
+    fusion = CrossFusion(dim=8, depth=2, num_heads=2)
+    text, image, mask = np.ones((2, 1, 8), "float32"), np.ones((2, 5, 8), "float32"), np.arange(5) < np.array([5, 3])[:, None]
+    fusion(text, image)
+    cache = fusion.init_cache(2, 4, image, mask)
+    with capture_attention([fusion]) as records:
+        fusion(text, text_mask=np.ones((2, 4), bool), cache=cache, causal=True)
+    health = attention_health(records[0].scores[:, 0], records[0].allowed, records[0].queries)
+    np.testing.assert_allclose(health.entropy, [1.0, 1.0], atol=1e-6)
 
 
 def test_layers_of_keras():

@@ -189,6 +189,26 @@ def test_heads_of_an_image_text_model():
     assert "call" not in model.text_encoder.__dict__
 
 
+@pytest.mark.parametrize("heads", [("masked_language",), ("contrastive", "masked_language")])
+def test_a_model_of_hidden_words(heads):
+    model, batch = randomized(tiny_model(name="model", heads=heads)), {k: tf.constant(v) for k, v in tiny_batch(6).items()}
+    probe = ImageTextModalityProbe(model, batch)
+    report = probe()
+    assert set(report) == set(heads) and probe() == report
+    for method in ("ablation", "gradient"):
+        assert 0.0 < report["masked_language"][method]["image"] < 1.0
+    for block in model.fusion.blocks:
+        block.cross.output_projection.kernel.assign(tf.zeros_like(block.cross.output_projection.kernel))
+    for share in probe()["masked_language"].values():
+        assert share == {"image": 0.0, "text": 1.0}
+
+
+def test_text_that_is_contrasted_left_to_right_has_a_share_too():
+    model = randomized(tiny_model(name="model", heads=("contrastive",), causal_text=True))
+    report = ImageTextModalityProbe(model, {k: tf.constant(v) for k, v in tiny_batch(6).items()})()
+    assert min(report["contrastive"]["ablation"]["text"], report["contrastive"]["gradient"]["text"]) > 0.1
+
+
 def look(epoch: int, random: np.random.Generator) -> dict:
     def heads(layers, count):
         return {

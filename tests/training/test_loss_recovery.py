@@ -32,6 +32,26 @@ def test_what_is_a_spike():
     assert not is_spike(1.1, [1.0] * 20, 8.0) and is_spike(1.2, [1.0] * 20, 8.0)
 
 
+class Losses(keras.callbacks.Callback):
+    """Says what each step's loss is, before recovery looks at it, as a trainer that knows its own figures does."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = losses
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.step_figures = {"loss": self.losses[batch]}
+
+
+@pytest.mark.parametrize(("last", "recoveries"), [(0.013, 0), (0.25, 0), (0.7, 1)])
+def test_a_converged_loss_may_rise_by_chance_but_not_to_guessing(last, recoveries):
+    model, recovery = linear(), LossRecovery(snapshot_every=4)
+    inputs, targets = examples(count=21)
+    callbacks = [Losses([0.01] * 20 + [last]), recovery]
+    model.fit(inputs, targets, batch_size=1, shuffle=False, verbose=0, callbacks=callbacks)
+    assert recovery.recoveries == recoveries
+
+
 def linear(rate=0.05, optimizer=None) -> keras.Model:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
     model.compile(optimizer=optimizer or keras.optimizers.Adam(rate), loss="mse")
@@ -112,7 +132,7 @@ def test_the_rate_is_lowered(adjustable):
 
 
 def test_what_cannot_be():
-    for options in ({"threshold": 0.0}, {"window": 0}, {"rate_factor": 1.5}, {"max_recoveries": -1}):
+    for options in ({"threshold": 0.0}, {"minimum_rise": -1.0}, {"window": 0}, {"rate_factor": 1.5}, {"max_recoveries": -1}):
         with pytest.raises(ConfigError, match="impossible recovery"):
             LossRecovery(**options)
 

@@ -24,15 +24,21 @@ class _Snapshot(NamedTuple):
 class LossRecovery(keras.callbacks.Callback):
     """Restores weights and optimizer when a step's loss blows up, leaves the batch out, and goes on with the next.
 
-    A loss has blown up when it (or the gradient's norm) is not finite, or when it exceeds ``median + threshold · spread`` of
-    the last `window` good losses, where ``spread = max(1.4826 · MAD, 2 % of |median|)`` and MAD is the median absolute
-    deviation. What is restored was taken at least `snapshot_every` good steps earlier, so that steps that led there are undone
-    too; the batches since are left out. The step count and the rate's schedule go on. Random states are not restored.
+    A loss has blown up when it (or the gradient's norm) is not finite, or when it exceeds ``median + max(threshold · spread,
+    minimum_rise)`` of the last `window` good losses, where ``spread = max(1.4826 · MAD, 2 % of |median|)`` and MAD is the
+    median absolute deviation. A loss that has converged hardly spreads, so a rise that is far in spreads may be nothing in
+    itself. The default of `minimum_rise` is for cross-entropies in nats: one hard pair of 16, from certain to below a
+    hundredth, raises their mean by ``ln(100) / 16 = 0.29``, which is chance; a model that has forgotten what it knew is above
+    ``ln 2 = 0.69``, which is guessing yes or no. What is restored was taken at least `snapshot_every` good steps earlier, so
+    that steps that led there are undone too; the batches since are left out. The step count and the rate's schedule go on.
+    Random states are not restored.
 
     Works with any Keras model. Place it before other callbacks: they then see the figures without the step that was undone.
 
     Args:
         threshold: How many spreads above the median a loss may be. Default 8.
+        minimum_rise: How far above the median a loss must be in any case, in its own unit, 0 or more; a loss of another scale
+            than a cross-entropy's needs another. Default 0.3.
         window: Good losses that are remembered. Default 50.
         history: Good losses that are needed before a finite one can be too high. Default 10.
         snapshot_every: Good steps between snapshots; each is a copy of weights and optimizer in host memory. Default 20.
@@ -66,6 +72,7 @@ class LossRecovery(keras.callbacks.Callback):
         self,
         *,
         threshold: float = 8.0,
+        minimum_rise: float = 0.3,
         window: int = 50,
         history: int = 10,
         snapshot_every: int = 20,
@@ -76,14 +83,16 @@ class LossRecovery(keras.callbacks.Callback):
         state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if threshold <= 0 or min(window, history, snapshot_every) < 1 or max_recoveries < 0 or not 0.0 < rate_factor <= 1.0:
+        whole = min(window, history, snapshot_every) >= 1 and max_recoveries >= 0
+        if threshold <= 0 or minimum_rise < 0 or not whole or not 0.0 < rate_factor <= 1.0:
             raise ConfigError(
                 "impossible recovery",
-                expected="a positive threshold, whole steps, and a rate_factor above 0 and at most 1",
-                found=f"threshold={threshold}, window={window}, history={history}, snapshot_every={snapshot_every}, "
-                f"max_recoveries={max_recoveries}, rate_factor={rate_factor}",
+                expected="a positive threshold, a minimum_rise from 0 on, whole steps, and a rate_factor above 0, at most 1",
+                found=f"threshold={threshold}, minimum_rise={minimum_rise}, window={window}, history={history}, "
+                f"snapshot_every={snapshot_every}, max_recoveries={max_recoveries}, rate_factor={rate_factor}",
             )
         self.threshold = threshold
+        self.minimum_rise = minimum_rise
         self.history = history
         self.snapshot_every = snapshot_every
         self.max_recoveries = max_recoveries
@@ -154,7 +163,7 @@ class LossRecovery(keras.callbacks.Callback):
         for name, value in figures.items():
             if not math.isfinite(value):
                 return f"{name.replace('_', ' ')} is not finite"
-        if len(self.losses) >= self.history and is_spike(figures["loss"], self.losses, self.threshold):
+        if len(self.losses) >= self.history and is_spike(figures["loss"], self.losses, self.threshold, self.minimum_rise):
             return "loss far above its median"
         return None
 
@@ -217,13 +226,16 @@ class LossRecovery(keras.callbacks.Callback):
             optimizer.learning_rate = share * self._full_rate
 
 
-def is_spike(loss: float, losses: Sequence[float], threshold: float) -> bool:
-    """Whether a loss is far above those before it: ``loss > median + threshold · max(1.4826 · MAD, 0.02 · |median|)``.
+def is_spike(loss: float, losses: Sequence[float], threshold: float, minimum_rise: float = 0.0) -> bool:
+    """Whether a loss is far above those before it, ``loss > median + max(threshold · spread, minimum_rise)``.
+
+    ``spread = max(1.4826 · MAD, 0.02 · |median|)``, where MAD is the median absolute deviation.
 
     Args:
         loss: The loss in question.
         losses: Earlier good losses.
         threshold: How many spreads are far.
+        minimum_rise: How far it must be in any case. Default 0.
 
     Returns:
         Whether it is.
@@ -233,9 +245,11 @@ def is_spike(loss: float, losses: Sequence[float], threshold: float) -> bool:
         (False, False)
         >>> is_spike(3.0, [1.0, 1.1, 0.9], 8.0), is_spike(1.1, [1.0, 1.0, 1.0], 8.0)
         (True, False)
+        >>> is_spike(0.013, [0.01, 0.01, 0.01], 8.0), is_spike(0.013, [0.01, 0.01, 0.01], 8.0, minimum_rise=0.3)
+        (True, False)
     """
     values = np.asarray(losses, "float64")
     median = float(np.median(values))
     # For a normal distribution 1.4826 · MAD is its standard deviation; losses that hardly differ leave a floor.
     spread = max(1.4826 * float(np.median(np.abs(values - median))), 0.02 * abs(median))
-    return loss > median + threshold * spread
+    return loss > median + max(threshold * spread, minimum_rise)

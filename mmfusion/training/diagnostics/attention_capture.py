@@ -12,6 +12,8 @@ import numpy as np
 
 from mmfusion.fusion import Fusion
 from mmfusion.layers import Attention
+from mmfusion.layers.cache import ContextCache
+from mmfusion.layers.replaced_methods import replaced_methods
 
 _KERAS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
@@ -22,8 +24,9 @@ class AttentionRecord(NamedTuple):
     Attributes:
         name: Path of the layer in the model.
         scores: ``float[B, H, T, S]``; of a fusion ``float[B, L, H, T, P]``, its layers' looks from text at image.
-        allowed: ``bool``, broadcasts to ``[B, H, T, S]``: the keys that a query was allowed to see.
-        queries: ``bool[B, T]``, the real queries, or None if all are.
+        allowed: ``bool``, broadcasts to ``[B, H, T, S]``: the keys that a query could see, whatever hid the others: a mask, the
+            order, a window, room of a cache that is not filled. Of a fusion's step with a cache, patches that were looked at.
+        queries: ``bool[B, T]``, the real queries, or None if all are (or it is not known, in a fusion's step with a cache).
     """
 
     name: str
@@ -79,71 +82,87 @@ def attention_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 @contextmanager
 def _looked_into(layer: keras.layers.Layer, records: list[AttentionRecord]) -> Iterator[None]:
-    original = layer.call
-    flag = "return_attention_scores" if isinstance(layer, _KERAS) else "return_scores"
+    if isinstance(layer, Attention):
+        with _attention_looked_into(layer, records):
+            yield
+        return
+    original, reader = layer.call, _READERS[isinstance(layer, Fusion)]
     signature = inspect.signature(original)
 
     def call(*arguments: Any, **options: Any) -> Any:
         bound = signature.bind(*arguments, **options)
-        asked = bound.arguments.get(flag, False)
-        bound.arguments[flag] = True
+        asked = bound.arguments.get(reader.flag, False)
+        bound.arguments[reader.flag] = True
         result = original(*bound.args, **bound.kwargs)
-        records.append(_record(layer, bound.arguments, result))
-        if asked:
-            return result
-        return _READERS[_kind(layer)].as_asked(result, bound.arguments)
+        scores = _numpy(keras.ops.cast(reader.scores(result), "float32"))
+        records.append(AttentionRecord(layer.path or layer.name, scores, *reader.masks(bound.arguments, scores)))
+        return result if asked else reader.unasked(result)
 
-    # An instance's own attribute hides the method of its class, and Keras's tracking need not know.
-    layer.__dict__["call"] = call
-    try:
+    with replaced_methods(layer, call=call):
         yield
-    finally:
-        del layer.__dict__["call"]
+
+
+@contextmanager
+def _attention_looked_into(layer: Attention, records: list[AttentionRecord]) -> Iterator[None]:
+    call, attend = layer.call, layer._attend
+    signature = inspect.signature(call)
+    given: dict[str, Any] = {}
+
+    def watched_call(*arguments: Any, **options: Any) -> Any:
+        given.clear()
+        given.update(signature.bind(*arguments, **options).arguments)
+        return call(*arguments, **options)
+
+    def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
+        output, scores = attend(projected, True, training)
+        seen = _numpy(scores)
+        # The mask that was applied: window, leading tokens, prefix and what is filled of a cache are in it.
+        allowed = _numpy(projected.mask.allowed(keras.ops.arange(seen.shape[-1], dtype="int32")))
+        allowed = np.ones((1, 1, 1, 1), bool) if allowed is None else allowed
+        queries = _real_queries(given, seen.shape[0], seen.shape[2])
+        records.append(AttentionRecord(layer.path or layer.name, seen, allowed, queries))
+        return output, scores if return_scores else None
+
+    with replaced_methods(layer, call=watched_call, _attend=watched_attend):
+        yield
 
 
 class _Reader(NamedTuple):
-    """How one kind of layer says its scores, and what it returns to who did not ask for them."""
+    """How one kind of layer is asked for its scores, says them, and what it returns to who did not ask."""
 
+    flag: str
     scores: Callable[[Any], Any]
-    masks: Callable[[dict[str, Any], tuple[int, ...]], tuple[np.ndarray, np.ndarray | None]]
-    as_asked: Callable[[Any, dict[str, Any]], Any]
+    masks: Callable[[dict[str, Any], np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+    unasked: Callable[[Any], Any]
 
 
-def _kind(layer: keras.layers.Layer) -> str:
-    return "fusion" if isinstance(layer, Fusion) else "attention" if isinstance(layer, Attention) else "keras"
+def _real_queries(arguments: dict[str, Any], batch: int, count: int) -> np.ndarray | None:
+    """Of self-attention alone: the mask of a context says nothing of who asks."""
+    cache, mask = arguments.get("cache"), arguments.get("context_mask")
+    if arguments.get("context") is not None or isinstance(cache, ContextCache):
+        return None
+    mask = _numpy(getattr(arguments["query"], "_keras_mask", None) if mask is None and cache is None else mask)
+    if mask is None or mask.ndim != 2:
+        return None
+    if cache is not None and mask.shape[1] > 1:
+        # The mask is over the cache's places, and the queries are the next of them.
+        mask = mask[:, int(_numpy(cache.position)) :][:, :count]
+    return np.broadcast_to(mask.astype(bool), (batch, count))
 
 
-def _record(layer: keras.layers.Layer, arguments: dict[str, Any], result: Any) -> AttentionRecord:
-    reader = _READERS[_kind(layer)]
-    scores = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(reader.scores(result), "float32")))
-    allowed, queries = reader.masks(arguments, scores.shape)
-    return AttentionRecord(layer.path or layer.name, scores, allowed, queries)
-
-
-def _fusion_masks(arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    allowed = np.ones((1, 1, 1, shape[-1]), bool)
+def _fusion_masks(arguments: dict[str, Any], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    if arguments.get("cache") is not None:
+        # The image's mask is in the cache, in a form that is the style's own: who is never looked at is behind it.
+        return np.any(scores > 0.0, axis=(1, 2, 3))[:, None, None, :], None
+    allowed = np.ones((1, 1, 1, scores.shape[-1]), bool)
     image_mask = _numpy(arguments.get("image_mask"))
-    if image_mask is not None and image_mask.shape[-1] == shape[-1]:
+    if image_mask is not None and image_mask.shape[-1] == scores.shape[-1]:
         allowed = image_mask[:, None, None, :]
     return allowed, _numpy(arguments.get("text_mask"))
 
 
-def _attention_masks(arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    mask = _numpy(arguments.get("context_mask"))
-    allowed = np.ones((1, 1, 1, shape[-1]), bool)
-    if mask is not None:
-        allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    if arguments.get("causal"):
-        seen = np.tri(shape[-2], shape[-1], shape[-1] - shape[-2], dtype=bool)
-        prefix = _numpy(arguments.get("prefix_length"))
-        if prefix is not None:
-            seen = seen | (np.arange(shape[-1]) < np.reshape(prefix, (-1, 1, 1)))
-        allowed = allowed & (seen[None, None] if seen.ndim == 2 else seen[:, None])
-    itself = arguments.get("context") is None
-    return allowed, mask if itself and mask is not None and mask.ndim == 2 else None
-
-
-def _keras_masks(arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+def _keras_masks(arguments: dict[str, Any], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    shape = scores.shape
     allowed = np.ones((1, 1, 1, shape[-1]), bool)
     mask = _numpy(arguments.get("attention_mask"))
     if mask is not None:
@@ -157,16 +176,11 @@ def _keras_masks(arguments: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.
     return allowed, _numpy(arguments.get("query_mask"))
 
 
-def _attention_as_asked(result: Any, arguments: dict[str, Any]) -> Any:
-    return result.output if arguments.get("cache") is None else result._replace(scores=None)
-
-
-def _numpy(value: Any) -> np.ndarray | None:
+def _numpy(value: Any) -> Any:
     return None if value is None else np.asarray(keras.ops.convert_to_numpy(value))
 
 
 _READERS = {
-    "fusion": _Reader(lambda result: result.scores, _fusion_masks, lambda result, _: result._replace(scores=None)),
-    "attention": _Reader(lambda result: result.scores, _attention_masks, _attention_as_asked),
-    "keras": _Reader(lambda result: result[1], _keras_masks, lambda result, _: result[0]),
+    True: _Reader("return_scores", lambda result: result.scores, _fusion_masks, lambda result: result._replace(scores=None)),
+    False: _Reader("return_attention_scores", lambda result: result[1], _keras_masks, lambda result: result[0]),
 }
