@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import check_size, is_made_of
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockCache, BlockOutput
+from mmfusion.layers.checks import check_size
 from mmfusion.layers.masks import joined_mask
 
 

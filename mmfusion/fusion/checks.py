@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,24 +49,6 @@ activity_regularizer, trainable, dtype, autocast, name; perhaps norm_first was m
 def _options_of(layer: Any) -> list[str]:
     parameters = inspect.signature(layer.__init__).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def check_size(size: Any, name: str, where: str) -> int:
-    """A whole number from 1 on, or a `ConfigError`.
-
-    Example:
-        >>> check_size("a", "text_length", "cross")
-        Traceback (most recent call last):
-        ...
-        mmfusion.errors.ConfigError: impossible text_length [cross]: expected a whole number of at least 1, found 'a'
-    """
-    try:
-        whole = operator.index(size)
-    except TypeError:
-        whole = 0
-    if whole < 1:
-        raise ConfigError(f"impossible {name}", where=where, expected="a whole number of at least 1", found=repr(size))
-    return whole
 
 
 def check_kernel(kernel: str, attention_dropout: float, where: str) -> None:

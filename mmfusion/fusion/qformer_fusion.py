@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import check_size, is_made_of
+from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
 from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockCache, QFormerBlock
+from mmfusion.layers.checks import check_size
 from mmfusion.layers.masks import length_of
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import keras
 from keras import KerasTensor, ops
@@ -115,6 +117,14 @@ def checked_mask(
 
 
 def check_rate(rate: float, name: str, where: str) -> None:
-    """Refuses a rate outside of ``[0, 1)`` with a `ConfigError`."""
-    if not 0.0 <= rate < 1.0:
-        raise ConfigError(f"impossible {name}", where=where, expected="at least 0 and below 1", found=rate)
+    """Refuses what is no rate in ``[0, 1)`` with a `ConfigError`."""
+    if not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
+        raise ConfigError(f"impossible {name}", where=where, expected="at least 0 and below 1", found=repr(rate))
+
+
+def check_size(size: Any, name: str, where: str, least: int = 1) -> None:
+    """Refuses what is no whole number of at least `least` with a `ConfigError`; 4.0 and ``"4"`` are none."""
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    if not whole or size < least:
+        expected = f"at least {least}" if whole else f"a whole number of at least {least}"
+        raise ConfigError(f"impossible {name}", where=where, expected=expected, found=repr(size))
