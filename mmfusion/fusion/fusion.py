@@ -10,7 +10,8 @@ from keras import KerasTensor
 from mmfusion.errors import ConfigError, MMFusionError
 from mmfusion.fusion.checks import check_kernel, check_options_are_known, is_made_of, told_cache
 from mmfusion.fusion.cost import Cost, block_cost
-from mmfusion.layers import BlockCache, TransformerBlock
+from mmfusion.layers import TransformerBlock
+from mmfusion.layers.cache import BlockCache
 from mmfusion.layers.checks import check_rate, check_size, check_tokens, checked_mask
 from mmfusion.layers.masks import without_masked
 

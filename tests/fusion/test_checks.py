@@ -25,7 +25,7 @@ def made(style: str, **options) -> Fusion:
 @pytest.mark.parametrize("style", sorted(STYLES))
 @pytest.mark.parametrize(("lengths", "message"), [
     (("a", 49), "impossible text_length [the_{}]: expected a whole number of at least 1, found 'a'"),
-    ((7, -1), "impossible image_length [the_{}]: expected a whole number of at least 1, found -1"),
+    ((7, -1), "impossible image_length [the_{}]: expected at least 1, found -1"),
     ((7.5, 49), "impossible text_length [the_{}]: expected a whole number of at least 1, found 7.5"),
 ])  # fmt: skip
 def test_what_is_no_length_has_no_cost(style, lengths, message):
