@@ -3,15 +3,18 @@
     python benchmarks/scenes.py                         # all styles; KERAS_BACKEND=jax runs it on JAX (a GPU, say)
     python benchmarks/scenes.py --models dual cross --steps 400 --folder runs/scenes-short --docs none --figure none
 
-What was measured is kept in a folder, and what is there already is not trained again: several processes can share the work, each
-with some of the models, and one more without new ones draws the table and the figure.
+What was measured is kept in a folder with the settings that it was measured with, and what is there already with the same
+settings is not trained again: several processes can share the work, each with some of the models, and one more draws table and
+figure.
 
 Drawn scenes (`mmfusion.data.draw_scenes`) on a grid of a patch a cell, so that it is the fusion that is asked, not the eye: a
 caption and its swap have the same words. Every model sees the same training scenes; the test scenes have pairs of objects that
 training never had. A fusing model learns to say the captions, one word after the other, and nothing else: no swap is shown to
-it. How well a text fits a picture is how likely the model would say it. `choice` is how often the caption then beats its swap,
-`words` how often it beats a caption with one other word. `pointing` is how often the attention of an object's two words, summed
-over heads and layers, has its maximum inside that object's box.
+it. A batch has every scene of it told from both of its objects, so that which one a caption starts with is no noise. How well a
+text fits a picture is how likely the model would say it. `choice` is how often the caption then beats its swap, `words` how often
+it beats a caption with one other word. `pointing` is how often the attention of an object's two words, summed over heads and
+layers, has its maximum inside that object's box. `recurrent` asks the image before it reads a word, to say the next one: there
+the attention with which a word is said counts, that of the place before it, as in its paper.
 
 Three dual encoders stand beside them, with as many blocks: `dual` learns by contrast within the batch, where scenes of the same
 two objects do not count as negatives; for `dual_batch` they do, whenever two such happen to meet; `dual_negatives` learns each
@@ -35,7 +38,7 @@ from keras import ops
 
 from mmfusion.data.drawn_scenes import MAX_TOKENS, VOCABULARY, DrawnScenes, draw_scenes
 from mmfusion.encoders import TextTransformer, VisionTransformer
-from mmfusion.fusion import STYLES
+from mmfusion.fusion import STYLES, RecurrentFusion
 from mmfusion.losses import captioning_loss, softmax_contrastive
 from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel
 
@@ -48,7 +51,9 @@ START, END = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 # Which objects there are is learned within some hundred steps, how they lie to each other only later, and all at once: later
 # still where the text sees the image through a few tokens.
-LONGER = {"merged": 2, "bottleneck": 3, "resampler": 3}
+LONGER = {"merged": 2, "bottleneck": 2, "resampler": 3, "qformer": 3, "late": 3}
+# Weights of two axes that multiply nothing, or give the output: not for Muon, as its authors say.
+NO_MATRICES = ["captioning_head", "latents$", "queries$", "bottleneck$", "modality$", "pooling/query$"]
 OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
 
@@ -60,7 +65,7 @@ class Result(NamedTuple):
         name: A style, or a dual encoder.
         choice: Share of test scenes whose caption beats its swap.
         words: Share of test scenes whose caption beats the one with another word.
-        pointing: Share of objects whose words point at them; None where there is no attention.
+        pointing: Share of first and of second objects of captions whose words point at them; None where there is no attention.
         parameters: Of the model.
         seconds: Of training.
     """
@@ -68,7 +73,7 @@ class Result(NamedTuple):
     name: str
     choice: float
     words: float
-    pointing: float | None
+    pointing: tuple[float, float] | None
     parameters: int
     seconds: float
 
@@ -79,6 +84,9 @@ class SceneTask(keras.Model):
     Args:
         model: The model.
     """
+
+    tellings = 1
+    """How many captions of each scene a batch has: 2 are those of both objects."""
 
     def __init__(self, model: ImageTextModel) -> None:
         super().__init__()
@@ -108,6 +116,8 @@ class SceneTask(keras.Model):
 
 class Captioner(SceneTask):
     """Learns to say captions; a text fits as well as it would be said."""
+
+    tellings = 2
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """``float32[B, T - 1, V]``: scores of each next word of the caption."""
@@ -179,11 +189,9 @@ class DualEncoder(SceneTask):
 def build(name: str) -> SceneTask:
     """The model of a name, with fresh weights."""
     dual = name in DUALS
-    # A dual encoder gets the blocks of the fusion for its towers. Patches of a fusing model hold what lies in them and nothing
-    # else, so that what brings objects, places and words together is the fusion.
     model = ImageTextModel(
         image_encoder=VisionTransformer(
-            image_size=SIZE, patch_size=PATCH, dim=DIM, depth=3 if dual else 0, num_heads=HEADS, positions="sinusoidal"
+            image_size=SIZE, patch_size=PATCH, dim=DIM, depth=image_blocks(name), num_heads=HEADS, positions="sinusoidal"
         ),
         text_encoder=TextTransformer(
             vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=3 if dual else 1, num_heads=HEADS
@@ -195,11 +203,21 @@ def build(name: str) -> SceneTask:
     return DualEncoder(model, negatives=DUALS[name]) if dual else Captioner(model)
 
 
+def image_blocks(name: str) -> int:
+    """Layers of the image encoder.
+
+    A dual encoder gets the blocks of the fusion for its towers, and so does `late`, whose patches meet nowhere else. Those of the
+    other styles hold what lies in them and nothing more, so that what brings objects, places and words together is the fusion.
+    """
+    return 3 if name in DUALS else 2 if name == "late" else 0
+
+
 def inputs_of(scenes: DrawnScenes) -> dict[str, np.ndarray]:
     """As `SceneTask` takes them."""
     return {
         "image": scenes.images.astype("float32") / 127.5 - 1.0,
         "token_ids": scenes.token_ids,
+        "retold_ids": scenes.retold_ids,
         "swap_ids": scenes.swap_ids,
         "other_ids": scenes.other_ids,
         "token_mask": scenes.token_mask,
@@ -211,17 +229,22 @@ def train(task: SceneTask, scenes: DrawnScenes, *, steps: int, seed: int = 0, le
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=max(steps // 10, 1)
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0)
+    optimizer = keras.optimizers.Muon(
+        schedule, weight_decay=0.01, adam_weight_decay=0.01, adam_beta_2=0.98, global_clipnorm=1.0, exclude_layers=NO_MATRICES
+    )
     task.compile(optimizer=optimizer, jit_compile="auto")
     inputs, started = inputs_of(scenes), time.perf_counter()
-    ids = task.pair_ids(scenes)
+    ids, drawn = task.pair_ids(scenes), BATCH // task.tellings
     random, count, done = np.random.default_rng(seed), len(scenes.images), 0
     # Whole epochs of Keras would not end at a step.
     while done < steps:
-        rows = random.permutation(count)[: min(count // BATCH, steps - done) * BATCH]
+        batches = random.permutation(count)[: min(count // drawn, steps - done) * drawn].reshape(-1, drawn)
+        rows = np.tile(batches, task.tellings).ravel()
         part = {name: values[rows] for name, values in inputs.items()}
+        retold = np.arange(len(rows)) % BATCH >= drawn
+        part["token_ids"] = np.where(retold[:, None], part["retold_ids"], part["token_ids"])
         loss = task.fit(part, ids[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0).history["loss"][0]
-        done += len(rows) // BATCH
+        done += len(batches)
         print(f"step {done}/{steps}, loss {loss:.3f}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return time.perf_counter() - started
 
@@ -233,7 +256,7 @@ def measure(name: str, task: SceneTask, scenes: DrawnScenes, seconds: float = 0.
         name=name,
         choice=float((scores[:, 0] > scores[:, 1]).mean()),
         words=float((scores[:, 0] > scores[:, 2]).mean()),
-        pointing=None if name in DUALS else float(pointing_hits(attention_of(task, scenes), scenes).mean()),
+        pointing=None if name in DUALS else tuple(pointing_hits(attention_of(task, scenes), scenes).mean(axis=0).tolist()),
         parameters=task.model.count_params(),
         seconds=seconds,
     )
@@ -251,11 +274,12 @@ def fits_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarra
 def attention_of(task: SceneTask, scenes: DrawnScenes, batch: int = 200) -> np.ndarray:
     """Where the two words of each object look, summed over heads and layers: ``float32[N, 2, rows, cols]``."""
     inputs, maps = inputs_of(scenes), []
+    said_before_read = isinstance(task.model.fusion, RecurrentFusion)
     for start in range(0, len(scenes.images), batch):
         rows = slice(start, start + batch)
         scores = task.model.attend(inputs["image"][rows], inputs["token_ids"][rows], inputs["token_mask"][rows])
         words = ops.convert_to_numpy(ops.sum(ops.cast(scores, "float32"), axis=(1, 2)))
-        places = scenes.object_places[rows]
+        places = scenes.object_places[rows] - int(said_before_read)
         maps.append(words[np.arange(len(words))[:, None, None], places].sum(axis=2))
     return np.concatenate(maps)
 
@@ -289,7 +313,7 @@ def same_objects(scenes: DrawnScenes) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> None:
     """Trains and measures what the arguments ask for; prints a line each, writes the table and the figure."""
     options = read_arguments(arguments)
-    missing = [name for name in options.models if not (options.folder / f"{name}.json").is_file()]
+    missing = [name for name in options.models if measured(name, options) is None]
     test = draw_scenes(options.test_scenes, seed=options.seed + 2, pairs="held_out", size=SIZE, grid=GRID)
     training = draw_scenes(options.scenes, seed=options.seed + 1, pairs="train", size=SIZE, grid=GRID) if missing else None
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -297,21 +321,42 @@ def main(arguments: list[str] | None = None) -> None:
         keras.utils.set_random_seed(options.seed)
         task = build(name)
         print(f"== {name}", file=sys.stderr)
-        steps = options.steps * LONGER.get(name, 1)
-        result = measure(name, task, test, train(task, training, steps=steps, seed=options.seed))
+        settings = settings_of(name, options)
+        result = measure(name, task, test, train(task, training, steps=settings["steps"], seed=options.seed))
         if name not in DUALS:
             np.save(options.folder / f"{name}.npy", attention_of(task, _first(test, SHOWN)))
-        details = {"steps": steps, "batch": BATCH, "scenes": options.scenes, "backend": keras.backend.backend()}
-        kept = {"result": result._asdict(), "details": {**details, "device": device_description()}}
+        device = {"backend": keras.backend.backend(), "device": device_description()}
+        kept = {"result": result._asdict(), "settings": settings, "details": device}
         (options.folder / f"{name}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         emit(f"scenes.{name}.choice", 100 * result.choice, "%", peer="chance", peer_value=50.0, details=kept)
-    kept = [json.loads((options.folder / f"{name}.json").read_text(encoding="utf-8")) for name in options.models]
+    kept = [row for name in options.models if (row := measured(name, options)) is not None]
     shown = {name: np.load(path) for name in options.models if (path := options.folder / f"{name}.npy").is_file()}
     results = [Result(**row["result"]) for row in kept]
     if options.docs != "none":
-        write_table(results, Path(options.docs), [row["details"] for row in kept], options)
+        write_table(results, Path(options.docs), [row["settings"] | row["details"] for row in kept], options)
     if options.figure != "none" and shown:
         draw_attention(shown, _first(test, SHOWN), Path(options.figure))
+
+
+def settings_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All that a measurement of a model depends on."""
+    return {
+        "steps": options.steps * LONGER.get(name, 1),
+        "batch": BATCH,
+        "tellings": (DualEncoder if name in DUALS else Captioner).tellings,
+        "scenes": options.scenes,
+        "test_scenes": options.test_scenes,
+        "seed": options.seed,
+        "options": OPTIONS.get(name, {}),
+        "image_blocks": image_blocks(name),
+    }
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What was kept of a model, if it was measured with these settings."""
+    path = options.folder / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return kept if kept.get("settings") == settings_of(name, options) else None
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -336,19 +381,19 @@ def _first(scenes: DrawnScenes, count: int) -> DrawnScenes:
 def write_table(results: list[Result], path: Path, details: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """The table between the two marks of a page, what stands around it is kept."""
 
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f} %"
+    def percent(*values: float) -> str:
+        return " / ".join(f"{100 * value:.1f}" for value in values) or "–"
 
     lines = [
         f"Made by `python benchmarks/scenes.py`: {BATCH} scenes a step, {details[0]['scenes']:,} training scenes, "
         f"{options.test_scenes:,} test scenes of pairs of objects that training never had, pictures of {SIZE} x {SIZE} pixels, "
-        f"seed {options.seed}, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
+        f"seed {options.seed}, Muon, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
         f"patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
-        "| model | choice | words | pointing | parameters | steps |",
+        "| model | choice, % | words, % | pointing, first / second object, % | parameters | steps |",
         "|---|---|---|---|---|---|",
         *(
-            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(row.pointing)} | {row.parameters:,} "
+            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(*row.pointing or ())} | {row.parameters:,} "
             f"| {detail['steps']:,} |"
             for row, detail in zip(results, details, strict=True)
         ),

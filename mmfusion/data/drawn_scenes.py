@@ -18,6 +18,7 @@ VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *COLOURS, *SHAPES, *
 """The words of all captions; a word's place is its id."""
 MAX_TOKENS = 8
 _ID = {word: index for index, word in enumerate(VOCABULARY)}
+_CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _OBJECTS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 _HELD_OUT = 5  # one in five pairs of objects
 
@@ -28,12 +29,14 @@ class DrawnScenes(NamedTuple):
     Attributes:
         images: ``uint8[N, S, S, 3]``.
         captions: What is so: "red square left of blue circle".
+        retold: The same told from the other object: "blue circle right of red square".
         swaps: What is not, in the same words: "blue circle left of red square".
         others: What is not, for one word: "red square left of blue cross".
         token_ids: ``int32[N, 8]`` of the captions, ids of `VOCABULARY`, [CLS] first, [SEP] last, then padding.
+        retold_ids: ``int32[N, 8]`` of the captions retold.
         swap_ids: ``int32[N, 8]`` of the swaps.
         other_ids: ``int32[N, 8]`` of the others.
-        token_mask: ``bool[N, 8]`` of all three, ``True`` = real token.
+        token_mask: ``bool[N, 8]`` of all four, ``True`` = real token.
         object_places: ``int32[N, 2, 2]``, where in a caption the two words of each object stand.
         boxes: ``int32[N, 2, 4]``, where in the picture each object is: top, left, bottom, right; the last two are one past it.
         scene_id: ``int32[N]``, the same for scenes of the same objects and relation, however drawn and described.
@@ -41,9 +44,11 @@ class DrawnScenes(NamedTuple):
 
     images: np.ndarray
     captions: list[str]
+    retold: list[str]
     swaps: list[str]
     others: list[str]
     token_ids: np.ndarray
+    retold_ids: np.ndarray
     swap_ids: np.ndarray
     other_ids: np.ndarray
     token_mask: np.ndarray
@@ -88,13 +93,14 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
     kept = [pair for pair in _pairs() if pairs == "all" or _is_held_out(pair) == (pairs == "held_out")]
     images = np.empty((count, size, size, 3), np.uint8)
     boxes = np.empty((count, 2, 4), np.int32)
-    captions, swaps, others, scene_id = [], [], [], np.empty(count, np.int32)
+    captions, retold, swaps, others, scene_id = [], [], [], [], np.empty(count, np.int32)
     for row in range(count):
         first, second = kept[random.integers(len(kept))]
         relation = RELATIONS[random.integers(len(RELATIONS))]
         boxes[row] = _place(random, size, relation) if grid is None else _place_in_cells(random, size // grid, grid, relation)
         images[row] = _draw(random, size, (first, second), boxes[row])
         captions.append(_caption(first, relation, second))
+        retold.append(_caption(second, _CONVERSE[relation], first))
         swaps.append(_caption(second, relation, first))
         others.append(
             _caption(_other(random, first), relation, second)
@@ -102,11 +108,12 @@ def draw_scenes(count: int, *, seed: int = 0, size: int = 32, pairs: str = "all"
             else _caption(first, relation, _other(random, second))
         )
         scene_id[row] = _scene_id(first, relation, second)
-    token_ids, swap_ids, other_ids = _tokens(captions), _tokens(swaps), _tokens(others)
+    token_ids, retold_ids, swap_ids, other_ids = (_tokens(texts) for texts in (captions, retold, swaps, others))
     of = np.asarray([" of " in caption for caption in captions], np.int32)
     places = np.stack([np.tile([1, 2], (count, 1)), np.stack([4 + of, 5 + of], axis=1)], axis=1).astype(np.int32)
     mask = token_ids > 0
-    return DrawnScenes(images, captions, swaps, others, token_ids, swap_ids, other_ids, mask, places, boxes, scene_id)
+    texts = (captions, retold, swaps, others, token_ids, retold_ids, swap_ids, other_ids, mask)
+    return DrawnScenes(images, *texts, places, boxes, scene_id)
 
 
 def _pairs() -> list[tuple[int, int]]:
@@ -136,7 +143,7 @@ def _caption(first: int, relation: str, second: int) -> str:
 def _scene_id(first: int, relation: str, second: int) -> int:
     if relation in ("right", "below"):
         # "a right of b" is "b left of a".
-        first, second, relation = second, first, {"right": "left", "below": "above"}[relation]
+        first, second, relation = second, first, _CONVERSE[relation]
     return (first * len(_OBJECTS) + second) * len(RELATIONS) + RELATIONS.index(relation)
 
 

@@ -170,9 +170,10 @@ class QFormerFusion(Fusion):
 
     def build(self, text_shape: Sequence[int | None] | None = None, image_shape: Sequence[int | None] | None = None) -> None:
         """Builds the queries and all layers; the widths are known from the constructor."""
-        self.queries = self.add_weight(
-            shape=(self.num_queries, self.dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02), name="queries"
-        )
+        # Of the size of what is added to them: smaller ones would all be the mean patch after the first layer. BLIP-2's form
+        # normalises them first.
+        initializer = keras.initializers.TruncatedNormal(stddev=1.0 if self.norm_first else 0.02)
+        self.queries = self.add_weight(shape=(self.num_queries, self.dim), initializer=initializer, name="queries")
         for block in self.blocks:
             block.build((None, None, self.dim), context_shape=(None, None, self.image_dim))
         self.norm.build((None, None, self.dim))

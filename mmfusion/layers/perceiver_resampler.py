@@ -116,8 +116,9 @@ class PerceiverResampler(keras.layers.Layer):
         self._media_dim = check_width(media_shape, "media", self.name)
         dim = self._media_dim if self.dim is None else self.dim
         shape = (None, None, dim)
+        # Of the size of what is added to them: smaller ones would all be the mean of the media after the first block.
         self.latents = self.add_weight(
-            shape=(self.num_latents, dim), initializer=keras.initializers.TruncatedNormal(stddev=0.02), name="latents"
+            shape=(self.num_latents, dim), initializer=keras.initializers.TruncatedNormal(stddev=1.0), name="latents"
         )
         self.projection = None
         if dim != self._media_dim:

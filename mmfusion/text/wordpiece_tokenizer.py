@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -101,8 +103,10 @@ class WordPieceTokenizer(keras.layers.Layer):
         import tensorflow as tf
 
         # Tables read a file, and not a constant, so that a SavedModel carries the vocabulary as an asset.
-        self._folder = tempfile.TemporaryDirectory(prefix="mmfusion-vocabulary-")
-        path = str(Path(self._folder.name) / "vocab.txt")
+        folder = tempfile.mkdtemp(prefix="mmfusion-vocabulary-")
+        # A `TemporaryDirectory` would warn that nobody closed it.
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path = str(Path(folder) / "vocab.txt")
         write_vocabulary(self._vocabulary, path)
         line, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
         with tf.init_scope():

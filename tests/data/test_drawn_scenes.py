@@ -35,6 +35,15 @@ def test_captions_tell_what_is_drawn(grid):
         assert [colour_inside(scenes.images[row], box) for box in scenes.boxes[row]] == [words[0], words[-2]]
 
 
+def test_retold_is_the_same_from_the_other_side():
+    scenes = draw_scenes(100, seed=4)
+    converse = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    for row, (caption, retold) in enumerate(zip(scenes.captions, scenes.retold, strict=True)):
+        words, others = caption.split(), retold.split()
+        assert (others[:2], others[2], others[-2:]) == (words[-2:], converse[words[2]], words[:2])
+        assert [VOCABULARY[number] for number in scenes.retold_ids[row][scenes.token_mask[row]]] == ["[CLS]", *others, "[SEP]"]
+
+
 def test_swaps_have_the_same_words_and_others_one_that_is_not_there():
     scenes = draw_scenes(100, seed=4)
     for caption, swap, other in zip(scenes.captions, scenes.swaps, scenes.others, strict=True):

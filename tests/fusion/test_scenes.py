@@ -47,9 +47,9 @@ def trained(scenes, name: str, steps: int):
 
 
 def test_cross_attention_tells_a_caption_from_its_swap_and_points_at_what_it_names(scenes):
-    # Words are known after 300 steps, places after about 1,000.
-    result = trained(scenes, "cross", 2000)
-    assert result.choice > 0.9 and result.words > 0.9 and result.pointing > 0.8
+    # Words are known after 300 steps, places after about 700.
+    result = trained(scenes, "cross", 1200)
+    assert result.choice > 0.9 and result.words > 0.9 and min(result.pointing) > 0.8
 
 
 def test_a_dual_encoder_knows_the_words_and_not_their_order(scenes):
