@@ -54,7 +54,11 @@ CANDIDATES = ("token_ids", "swap_ids", "other_ids")
 LONGER = {"merged": 2, "bottleneck": 2, "resampler": 3, "qformer": 3, "late": 3}
 # Weights of two axes that multiply nothing, or give the output: not for Muon, as its authors say.
 NO_MATRICES = ["captioning_head", "latents$", "queries$", "bottleneck$", "modality$", "pooling/query$"]
-OPTIONS: dict[str, dict[str, Any]] = {"qformer": {"cross_every": 1, "num_queries": 16}, "resampler": {"num_latents": 16}}
+# Text reads the queries of a Q-Former from its second layer on: one more gives it the two readings that others have.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "qformer": {"depth": 3, "cross_every": 1, "num_queries": 16},
+    "resampler": {"num_latents": 16},
+}
 DOCS, FIGURE = REPOSITORY / "docs" / "scenes.md", REPOSITORY / "docs" / "figures" / "scenes_attention.png"
 
 
@@ -196,7 +200,7 @@ def build(name: str) -> SceneTask:
         text_encoder=TextTransformer(
             vocabulary_size=len(VOCABULARY), max_length=MAX_TOKENS, dim=DIM, depth=3 if dual else 1, num_heads=HEADS
         ),
-        fusion=None if dual else STYLES[name](dim=DIM, depth=2, num_heads=HEADS, **OPTIONS.get(name, {})),
+        fusion=None if dual else STYLES[name](**{"dim": DIM, "depth": 2, "num_heads": HEADS, **OPTIONS.get(name, {})}),
         contrastive_head=ContrastiveHead(embedding_dim=DIM) if dual else None,
         captioning_head=None if dual else CaptioningHead(start_id=START, end_id=END),
     )
@@ -387,14 +391,14 @@ def write_table(results: list[Result], path: Path, details: list[dict[str, Any]]
     lines = [
         f"Made by `python benchmarks/scenes.py`: {BATCH} scenes a step, {details[0]['scenes']:,} training scenes, "
         f"{options.test_scenes:,} test scenes of pairs of objects that training never had, pictures of {SIZE} x {SIZE} pixels, "
-        f"seed {options.seed}, Muon, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and words, one "
-        f"patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
+        f"seed {options.seed}, Muon, Keras on {details[0]['backend']}, {details[0]['device']}. Chance: 50 % for choice and "
+        f"words, one patch in {GRID**2} for pointing, one in two for a model that looks at objects but does not know which.",
         "",
         "| model | choice, % | words, % | pointing, first / second object, % | parameters | steps |",
         "|---|---|---|---|---|---|",
         *(
-            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(*row.pointing or ())} | {row.parameters:,} "
-            f"| {detail['steps']:,} |"
+            f"| `{row.name}` | {percent(row.choice)} | {percent(row.words)} | {percent(*row.pointing or ())} "
+            f"| {row.parameters:,} | {detail['steps']:,} |"
             for row, detail in zip(results, details, strict=True)
         ),
     ]

@@ -137,6 +137,10 @@ class ModelConfig(Section):
     heads: tuple[Head, ...] = Field(("contrastive", "matching", "captioning"), min_length=1, description="What it can do.")
     image_pooling: Literal["mean", "first", "attention"] = Field("mean", description="How image tokens become an embedding.")
     text_pooling: Literal["mean", "first", "last", "attention"] = Field("mean", description="How a text becomes an embedding.")
+    pooling_mlp_ratio: Annotated[float, Field(gt=0.0)] | None = Field(
+        None,
+        description="Hidden width over the tokens' of a feed-forward part after pooling by attention (SigLIP: 4); none: without.",
+    )
     causal_text: bool = Field(False, description="Read text left to right for the embedding, as CLIP and CoCa do.")
     contrastive_tokens: Literal["encoder", "fusion"] = Field(
         "encoder", description="Embed the encoder's patches, or what the fusion makes of them before it knows a text (BLIP-2)."
@@ -152,6 +156,8 @@ class ModelConfig(Section):
     def _each_once(self) -> ModelConfig:
         if len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads: expected each head once, found {list(self.heads)}")
+        if self.pooling_mlp_ratio is not None and "attention" not in (self.image_pooling, self.text_pooling):
+            raise ValueError("pooling_mlp_ratio: expected none, since nothing is pooled by attention, found a number")
         return self
 
     @property

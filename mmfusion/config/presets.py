@@ -23,7 +23,12 @@ PRESETS: dict[str, Content] = {
     },
     # Zhai et al. 2023 (arXiv:2303.15343).
     "siglip": {
-        "model": {"heads": ["contrastive"], "image_pooling": "attention", "text_pooling": "last"},
+        "model": {
+            "heads": ["contrastive"],
+            "image_pooling": "attention",
+            "pooling_mlp_ratio": 4.0,
+            "text_pooling": "last",
+        },
         "objective": {"contrastive": {"loss": "sigmoid"}, "matching": None, "captioning": None},
     },
     # Yu et al. 2022 (arXiv:2205.01917).
@@ -129,7 +134,16 @@ SIZES: dict[str, Content] = {
     )
 }
 _COMPOSITION = {
-    "model": ("heads", "image_pooling", "text_pooling", "causal_text", "contrastive_tokens", "matching_tokens", "image_queries"),
+    "model": (
+        "heads",
+        "image_pooling",
+        "text_pooling",
+        "pooling_mlp_ratio",
+        "causal_text",
+        "contrastive_tokens",
+        "matching_tokens",
+        "image_queries",
+    ),
     "fusion": ("style", *(option for options in STYLE_OPTIONS.values() for option in options)),
 }
 #: The encoders, and how deep one is where nobody says.

@@ -98,6 +98,9 @@ def localise(
     """
     if method not in METHODS:
         raise ConfigError("unknown method", where="method", expected=" or ".join(METHODS), found=repr(method))
+    if model.fusion is None and method in ("attention", "gradient"):
+        expected = "a model with a fusion, or method similarity"
+        raise ConfigError("no text looks at the image in this model", where="method", expected=expected, found=method)
     sentences = list(phrases) if sentences is None else list(sentences)
     if not len(phrases) == len(sentences) == len(images):
         found = f"{len(images)} pictures, {len(phrases)} phrases, {len(sentences)} sentences"

@@ -52,7 +52,7 @@ def check_composition(model: ImageTextModel) -> None:
         raise ConfigError(
             "this fusion cannot be causal, so the model cannot caption",
             where=type(fusion).__name__,
-            fix="choose another style or leave captioning out",
+            fix="choose another style or direction, or leave captioning out",
         )
     if model.matching_head is not None and model.matching_tokens == "text" and not fusion.informs_text:
         raise ConfigError(

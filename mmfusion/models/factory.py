@@ -87,6 +87,7 @@ def build_model(
             embedding_dim=model.embedding_dim,
             image_pooling=model.image_pooling,
             text_pooling=model.text_pooling,
+            pooling_mlp_ratio=model.pooling_mlp_ratio,
             image_heads=fusion.num_heads if model.contrastive_tokens == "fusion" else image.num_heads,
             text_heads=text.num_heads,
             **_CONTRASTIVE_START["softmax" if contrastive is None else contrastive.loss],

@@ -230,6 +230,10 @@ WIDE = "model.image_encoder={dim: 36, num_heads: 3}", "fusion.num_heads=8"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["model.pooling_mlp_ratio=4"],
+            "model.pooling_mlp_ratio]: expected none, since nothing is pooled by attention, found a number",
+        ),
         (["fusion={style: recurrent, kernel: chunked}"], "fusion.kernel]: expected exact with style recurrent, found chunked"),
         ([*WIDE, "fusion.style=co"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),
         ([*WIDE, "fusion.direction=both"], "fusion.num_heads]: expected a divisor of model.image_encoder.dim 36, found 8"),

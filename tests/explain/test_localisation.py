@@ -29,7 +29,7 @@ def tokenizer() -> WordPieceTokenizer:
     return WordPieceTokenizer(vocabulary=WORDS, max_length=9)
 
 
-def model_of(style: str = "cross", heads: tuple[str, ...] = ("contrastive", "matching"), **options) -> ImageTextModel:
+def model_of(style: str | None = "cross", heads: tuple[str, ...] = ("contrastive", "matching"), **options) -> ImageTextModel:
     made = {
         "contrastive_head": ContrastiveHead(embedding_dim=8),
         "matching_head": MatchingHead(),
@@ -39,7 +39,7 @@ def model_of(style: str = "cross", heads: tuple[str, ...] = ("contrastive", "mat
         ImageTextModel(
             image_encoder=VisionTransformer(image_size=(16, 24), patch_size=8, dim=16, depth=1, num_heads=2),
             text_encoder=TextTransformer(vocabulary_size=len(WORDS), max_length=9, dim=12, depth=1, num_heads=2),
-            fusion=STYLES[style](dim=12, image_dim=16, depth=2, num_heads=2, **options),
+            fusion=style and STYLES[style](dim=12, image_dim=16, depth=2, num_heads=2, **options),
             **{name: head for name, head in made.items() if name.removesuffix("_head") in heads},
         )
     )
@@ -157,6 +157,11 @@ def test_models_that_only_caption_or_embed(images, tokenizer):
     for method, head in (("similarity", "contrastive"), ("gradient", "matching"), ("input", "matching")):
         with pytest.raises(ConfigError, match=f"no {head} head"):
             localise(captions, tokenizer, images, ["red heart"] * 2, method=method)
+    dual = model_of(None, heads=("contrastive",))
+    assert localise(dual, tokenizer, images, ["red heart"] * 2, method="similarity").heat.shape == (2, 2, 3)
+    for method in ("attention", "gradient"):
+        with pytest.raises(ConfigError, match="expected a model with a fusion, or method similarity, found " + method):
+            localise(dual, tokenizer, images, ["red heart"] * 2, method=method)
 
 
 def test_a_phrase_is_found_in_its_sentence():

@@ -56,12 +56,19 @@ def test_every_style_with_every_head(style):
 
 
 def test_options_of_the_model_reach_its_parts():
-    words = {"image_pooling": "attention", "text_pooling": "last", "causal_text": True, "image_queries": 3}
+    words = {
+        "image_pooling": "attention",
+        "text_pooling": "last",
+        "causal_text": True,
+        "image_queries": 3,
+        "pooling_mlp_ratio": 3.0,
+    }
     changed = recipe(fusion={"modality_dropout": 0.1}, objective={"contrastive": {"loss": "sigmoid"}})
     changed = changed.model_copy(update={"model": changed.model.model_copy(update=words)})
     model = build_model(changed, **IDS)
     assert model.causal_text and model.image_pooling.num_queries == 3 and model.modality_dropout.rate == 0.1
     assert model.contrastive_head.image_pooler.num_heads == 2 and model.contrastive_head.text_pooling == "last"
+    assert model.contrastive_head.image_pooler.mlp_ratio == 3.0
     assert float(model.contrastive_head.bias) == -10.0
     assert model.masked_language_head.special_ids == (0, 1, 2, 3)
     with pytest.raises(ConfigError, match=r"no \[MASK\]"):
