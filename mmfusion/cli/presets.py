@@ -24,7 +24,7 @@ def presets(
 
     from mmfusion.cli.console import whole_lines
     from mmfusion.config import FROZEN, PRESETS, SIZES, recipe_from_dict
-    from mmfusion.config.presets import replaced
+    from mmfusion.config.preset_merging import replaced
     from mmfusion.errors import ConfigError
 
     if size is not None and size not in SIZES:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from mmfusion.config.finding import find_recipe
 from mmfusion.config.messages import is_section, nearest_path, one_line, option_paths
 from mmfusion.config.overrides import apply_overrides, merge, set_dotted
-from mmfusion.config.presets import beneath, check_words, replaced
+from mmfusion.config.preset_merging import beneath, check_words, replaced
 from mmfusion.config.recipe import Recipe
 from mmfusion.config.use_config import RangeConfig
 from mmfusion.config.yaml_reading import read_yaml
@@ -26,7 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), quick: bool = F
     Args:
         path: The YAML file, or the bare name of a recipe that comes with mmfusion.
         overrides: Changes such as ``train.epochs=3``. ``preset=albef`` replaces the file's composition, see
-            `mmfusion.config.presets.replaced`; wherever it stands, it comes before the other changes.
+            `mmfusion.config.preset_merging.replaced`; wherever it stands, it comes before the other changes.
         quick: Whether the recipe's ``quick`` section applies (before the overrides). Default False.
 
     Returns:

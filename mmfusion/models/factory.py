@@ -131,7 +131,7 @@ def model_from_preset(
     """Builds a published composition, with fresh weights, without a recipe. See `ImageTextModel.from_preset`."""
     from mmfusion.config import PRESETS, SIZES, recipe_from_dict
     from mmfusion.config.overrides import merge
-    from mmfusion.config.presets import check_words, replaced
+    from mmfusion.config.preset_merging import check_words, replaced
 
     for what, word, known in (("preset", name, PRESETS), ("size", size, SIZES)):
         if word not in known:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmfusion.config import FROZEN, PRESET_NAMES, PRESETS, SIZES, dump_recipe, load_recipe, recipe_from_dict, save_recipe
-from mmfusion.config.presets import replaced
+from mmfusion.config.preset_merging import replaced
 from mmfusion.errors import ConfigError
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
