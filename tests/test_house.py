@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,14 +132,12 @@ def test_using_layers_loads_nothing_that_they_do_not_need():
 
 def test_help_is_quick_and_loads_no_tensorflow():
     command = [sys.executable, "-X", "importtime", "-m", "mmfusion", "--help"]
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - started)
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
     assert "tensorflow" not in done.stderr and "Train a recipe" in done.stdout
-    # What it takes on an idle machine is below half a second; tests run beside others.
-    assert min(seconds) < 2.0
+    # Of a processor, since other tests run beside this one; some half a second on an idle machine.
+    assert (after.children_user + after.children_system) - (before.children_user + before.children_system) < 2.0
 
 
 def test_help_of_every_command_loads_no_tensorflow():
