@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import tensorflow as tf
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers import Attention
-from mmfusion.layers.replaced_methods import replaced_methods
+from mmfusion.layers.watched_attention import SeenAttention, watched_attention
 from mmfusion.models import ImageTextModel
 from mmfusion.models.fusing import fuse
 
@@ -138,27 +137,12 @@ class _Look(NamedTuple):
 def _looking(fusion: Any) -> Iterator[list[_Look]]:
     """Collects what all attention in a fusion does as it runs."""
     looks: list[_Look] = []
+
+    def see(seen: SeenAttention) -> None:
+        looks.append(_Look(seen.scores, seen.value, seen.output, seen.arguments.get("context") is None, seen.asked))
+
     layers = {id(layer): layer for layer in fusion._flatten_layers() if isinstance(layer, Attention)}
     with ExitStack() as stack:
         for layer in layers.values():
-            stack.enter_context(_watched(layer, looks))
+            stack.enter_context(watched_attention(layer, see))
         yield looks
-
-
-@contextmanager
-def _watched(layer: Attention, looks: list[_Look]) -> Iterator[None]:
-    call, attend = layer.call, layer._attend
-    signature = inspect.signature(call)
-    itself = [False]
-
-    def watched_call(*arguments: Any, **options: Any) -> Any:
-        itself[0] = signature.bind(*arguments, **options).arguments.get("context") is None
-        return call(*arguments, **options)
-
-    def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
-        output, scores = attend(projected, True, training)
-        looks.append(_Look(scores, projected[2], output, itself[0], return_scores))
-        return output, scores if return_scores else None
-
-    with replaced_methods(layer, call=watched_call, _attend=watched_attend):
-        yield

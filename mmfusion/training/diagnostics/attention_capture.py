@@ -14,6 +14,7 @@ from mmfusion.fusion import Fusion
 from mmfusion.layers import Attention
 from mmfusion.layers.cache import ContextCache
 from mmfusion.layers.replaced_methods import replaced_methods
+from mmfusion.layers.watched_attention import SeenAttention, watched_attention
 
 _KERAS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
@@ -83,10 +84,10 @@ def attention_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 @contextmanager
 def _looked_into(layer: keras.layers.Layer, records: list[AttentionRecord]) -> Iterator[None]:
     if isinstance(layer, Attention):
-        with _attention_looked_into(layer, records):
+        with watched_attention(layer, lambda seen: records.append(_record_of(layer, seen))):
             yield
         return
-    original, reader = layer.call, _READERS[isinstance(layer, Fusion)]
+    original, reader = layer.call, _OF_FUSION if isinstance(layer, Fusion) else _OF_KERAS
     signature = inspect.signature(original)
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -102,29 +103,12 @@ def _looked_into(layer: keras.layers.Layer, records: list[AttentionRecord]) -> I
         yield
 
 
-@contextmanager
-def _attention_looked_into(layer: Attention, records: list[AttentionRecord]) -> Iterator[None]:
-    call, attend = layer.call, layer._attend
-    signature = inspect.signature(call)
-    given: dict[str, Any] = {}
-
-    def watched_call(*arguments: Any, **options: Any) -> Any:
-        given.clear()
-        given.update(signature.bind(*arguments, **options).arguments)
-        return call(*arguments, **options)
-
-    def watched_attend(projected: Any, return_scores: bool, training: bool | None) -> tuple[Any, Any]:
-        output, scores = attend(projected, True, training)
-        seen = _numpy(scores)
-        # The mask that was applied: window, leading tokens, prefix and what is filled of a cache are in it.
-        allowed = _numpy(projected.mask.allowed(keras.ops.arange(seen.shape[-1], dtype="int32")))
-        allowed = np.ones((1, 1, 1, 1), bool) if allowed is None else allowed
-        queries = _real_queries(given, seen.shape[0], seen.shape[2])
-        records.append(AttentionRecord(layer.path or layer.name, seen, allowed, queries))
-        return output, scores if return_scores else None
-
-    with replaced_methods(layer, call=watched_call, _attend=watched_attend):
-        yield
+def _record_of(layer: Attention, seen: SeenAttention) -> AttentionRecord:
+    scores = _numpy(seen.scores)
+    allowed = _numpy(seen.mask.allowed(keras.ops.arange(scores.shape[-1], dtype="int32")))
+    allowed = np.ones((1, 1, 1, 1), bool) if allowed is None else allowed
+    queries = _real_queries(seen.arguments, scores.shape[0], scores.shape[2])
+    return AttentionRecord(layer.path or layer.name, scores, allowed, queries)
 
 
 class _Reader(NamedTuple):
@@ -180,7 +164,5 @@ def _numpy(value: Any) -> Any:
     return None if value is None else np.asarray(keras.ops.convert_to_numpy(value))
 
 
-_READERS = {
-    True: _Reader("return_scores", lambda result: result.scores, _fusion_masks, lambda result: result._replace(scores=None)),
-    False: _Reader("return_attention_scores", lambda result: result[1], _keras_masks, lambda result: result[0]),
-}
+_OF_FUSION = _Reader("return_scores", lambda result: result.scores, _fusion_masks, lambda result: result._replace(scores=None))
+_OF_KERAS = _Reader("return_attention_scores", lambda result: result[1], _keras_masks, lambda result: result[0])
