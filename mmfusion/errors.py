@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MMFusionError(ValueError):
     """An error that a person can act on, told in one line.
@@ -63,6 +66,16 @@ class MMFusionError(ValueError):
         if self.fix:
             message = f"{message}; {self.fix}"
         return " ".join(message.split())
+
+
+@contextmanager
+def told_by(owner: str) -> Iterator[None]:
+    """While it is open, errors on their way out say whose part they come from; see `MMFusionError.add_owner`."""
+    try:
+        yield
+    except MMFusionError as error:
+        error.add_owner(owner)
+        raise
 
 
 class ConfigError(MMFusionError):

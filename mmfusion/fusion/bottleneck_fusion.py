@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -87,6 +86,8 @@ class BottleneckFusion(Fusion):
     Source: Nagrani et al., Attention Bottlenecks for Multimodal Fusion (MBT), 2021 (arXiv:2107.00135), section 3.2, with the
     update of the bottleneck by one stream after the other.
     """
+
+    cache_entry = BottleneckCache
 
     def __init__(
         self,
@@ -229,10 +230,6 @@ class BottleneckFusion(Fusion):
         # Of K rows alone: all scores of the block would be (K + P)², whatever the kernel.
         reads = block.prefix_scores(bottleneck, result.prefix)[..., count:] if return_scores else None
         return result.tokens[:, :count], result.tokens[:, count:], reads
-
-    def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether it is a `BottleneckCache` a layer."""
-        return is_made_of(cache, BottleneckCache, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""

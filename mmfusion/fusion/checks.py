@@ -10,7 +10,6 @@ from typing import Any
 import keras
 
 from mmfusion.errors import ConfigError
-from mmfusion.layers.attention_options import KERNELS
 
 
 def check_options_are_known(style: type, options: Mapping[str, Any]) -> None:
@@ -49,20 +48,6 @@ activity_regularizer, trainable, dtype, autocast, name; perhaps norm_first was m
 def _options_of(layer: Any) -> list[str]:
     parameters = inspect.signature(layer.__init__).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def check_kernel(kernel: str, attention_dropout: float, where: str) -> None:
-    """Refuses a kernel that there is not, and one that keeps no attention weights where some are to be dropped."""
-    if kernel not in KERNELS:
-        raise ConfigError("unknown kernel", where=where, expected=" or ".join(KERNELS), found=repr(kernel))
-    if attention_dropout and kernel != "exact":
-        raise ConfigError(
-            "attention weights are not kept by this kernel, so they cannot be dropped",
-            where=where,
-            expected="attention_dropout=0",
-            found=f"attention_dropout={attention_dropout}, kernel={kernel!r}",
-            fix="set dropout instead, or kernel='exact'",
-        )
 
 
 def is_made_of(cache: Any, entry: type, count: int) -> bool:

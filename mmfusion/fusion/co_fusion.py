@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, BlockOutput
@@ -87,6 +86,8 @@ class CoFusion(Fusion):
     Source: Lu et al., ViLBERT, 2019 (arXiv:1908.02265), figure 2b; shared: Tan and Bansal, LXMERT, 2019 (arXiv:1908.07490),
     section 2.2.
     """
+
+    cache_entry = CoCache
 
     def __init__(
         self,
@@ -250,10 +251,6 @@ class CoFusion(Fusion):
         }
         image = cross(image, mask=image_mask, **seen, training=training)
         return self.image_blocks[index](image, mask=image_mask, training=training)
-
-    def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether it is a `CoCache` a layer."""
-        return is_made_of(cache, CoCache, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""

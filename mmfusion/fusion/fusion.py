@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import KerasTensor
 
-from mmfusion.errors import ConfigError, MMFusionError
-from mmfusion.fusion.checks import check_kernel, check_options_are_known, is_made_of, told_cache
+from mmfusion.errors import ConfigError, told_by
+from mmfusion.fusion.checks import check_options_are_known, is_made_of, told_cache
 from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.layers import TransformerBlock
+from mmfusion.layers.attention_options import check_kernel
 from mmfusion.layers.cache import BlockCache
 from mmfusion.layers.checks import check_rate, check_size, check_tokens, checked_mask
 from mmfusion.layers.masks import without_masked
@@ -95,6 +96,9 @@ class Fusion(keras.layers.Layer):
         True
     """
 
+    cache_entry: ClassVar[type] = BlockCache
+    """What a `FusionCache` of this style holds, one a layer."""
+
     def __init__(
         self,
         *,
@@ -127,7 +131,7 @@ class Fusion(keras.layers.Layer):
             check_size(getattr(self, name), name, self.name)
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             check_rate(getattr(self, name), name, self.name)
-        check_kernel(kernel, attention_dropout, self.name)
+        check_kernel(kernel, attention_dropout, self.name, "attention_dropout", "set dropout instead, or kernel='exact'")
         self.check_heads(self.dim)
 
     @property
@@ -184,12 +188,9 @@ class Fusion(keras.layers.Layer):
 
     def __call__(self, *arguments: Any, **options: Any) -> FusionOutput:
         """Calls the fusion; in a functional model of Keras too."""
-        try:
+        # A layer inside knows its own name alone.
+        with told_by(self.name):
             output = super().__call__(*arguments, **options)
-        except MMFusionError as error:
-            # A layer inside knows its own name alone.
-            error.add_owner(self.name)
-            raise
         return output if isinstance(output, FusionOutput) else FusionOutput(*output)
 
     def compute_output_spec(self, *arguments: Any, **options: Any) -> tuple[KerasTensor, ...]:
@@ -207,8 +208,8 @@ class Fusion(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} does not implement init_cache")
 
     def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether a cache has the form that `init_cache` of this fusion gives; a style with entries of its own says which."""
-        return is_made_of(cache, BlockCache, self.depth)
+        """Whether a cache has the form that `init_cache` of this fusion gives."""
+        return is_made_of(cache, self.cache_entry, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs, both streams read whole (not causal).

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, block_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, ContextCache, GatedCrossAttention
@@ -81,6 +80,8 @@ class GatedFusion(Fusion):
 
     Source: Alayrac et al., Flamingo, 2022 (arXiv:2204.14198), section 3.1.2 and figure 4.
     """
+
+    cache_entry = GatedCache
 
     def __init__(
         self,
@@ -205,10 +206,6 @@ class GatedFusion(Fusion):
             scores=ops.stack(scores, axis=1) if return_scores else None,
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
-
-    def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether it is a `GatedCache` a layer."""
-        return is_made_of(cache, GatedCache, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
@@ -97,6 +96,8 @@ class QFormerFusion(Fusion):
 
     Source: Li et al., BLIP-2, 2023 (arXiv:2301.12597), section 3.1 and figure 2.
     """
+
+    cache_entry = QFormerCache
 
     def __init__(
         self,
@@ -295,10 +296,6 @@ class QFormerFusion(Fusion):
             for mask, size in zip((queries_mask, text_mask), sizes, strict=True)
         )
         return ops.concatenate(list(masks), axis=1)
-
-    def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether it is a `QFormerCache` a layer."""
-        return is_made_of(cache, QFormerCache, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs; see the class for the formula."""

@@ -9,7 +9,6 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
-from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import AttentiveLSTM, AttentiveLSTMOutput, LayerScale, LSTMState, ProjectedMemory, StochasticDepth
@@ -86,6 +85,8 @@ class RecurrentFusion(Fusion):
 
     Source: Xu et al., Show, Attend and Tell, 2015 (arXiv:1502.03044), soft attention, equations 1 to 7 and 13.
     """
+
+    cache_entry = RecurrentCache
 
     def __init__(
         self,
@@ -192,10 +193,6 @@ class RecurrentFusion(Fusion):
             scores=ops.stack(scores, axis=1) if return_scores else None,
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
-
-    def owns_cache(self, cache: FusionCache) -> bool:
-        """Whether it is a `RecurrentCache` a layer."""
-        return is_made_of(cache, RecurrentCache, self.depth)
 
     def cost(self, text_length: int, image_length: int) -> Cost:
         """What a forward pass of one pair costs, both ways; see the class for the formula."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.errors import ConfigError, MMFusionError
+from mmfusion.errors import ConfigError, told_by
 from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
@@ -161,11 +161,8 @@ class ResamplerFusion(Fusion):
                 "kernel",
             )
         }  # fmt: skip
-        try:
+        with told_by(self.name):
             return styles[self.inner](**{**common, **self.inner_options}, dtype=self.dtype_policy, name="fusion")
-        except MMFusionError as error:
-            error.add_owner(self.name)
-            raise
 
     @property
     def supports_causal(self) -> bool:
@@ -263,11 +260,8 @@ class ResamplerFusion(Fusion):
 
     def check_causal(self) -> None:
         """As the inner style."""
-        try:
+        with told_by(self.name):
             self.fusion.check_causal()
-        except MMFusionError as error:
-            error.add_owner(self.name)
-            raise
 
     def owns_cache(self, cache: FusionCache) -> bool:
         """Whether it is one `ResamplerCache`."""

@@ -39,22 +39,13 @@ def check_options(options: dict[str, Any], where: str) -> None:
     if heads % groups:
         expected = "num_heads a positive multiple of num_key_value_heads"
         raise ConfigError("impossible head counts", where=where, expected=expected, found=f"{heads} and {groups}")
-    if kernel not in KERNELS:
-        raise ConfigError("unknown kernel", where=where, expected=" or ".join(KERNELS), found=repr(kernel))
+    check_rate(options["dropout"], "dropout", where)
+    check_kernel(kernel, options["dropout"], where)
     cap = options["logit_cap"]
     if cap is not None and not (isinstance(cap, Real) and float(cap) > 0):
         raise ConfigError("impossible logit_cap", where=where, expected="more than 0, or None", found=repr(cap))
     if rotary not in (False, True, "2d"):
         raise ConfigError("unknown rotary positions", where=where, expected="False, True or '2d'", found=repr(rotary))
-    check_rate(options["dropout"], "dropout", where)
-    if options["dropout"] and kernel != "exact":
-        raise ConfigError(
-            "attention weights are not kept by this kernel, so they cannot be dropped",
-            where=where,
-            expected="dropout=0",
-            found=f"dropout={options['dropout']}, kernel={kernel!r}",
-            fix="drop out the block's outputs instead, or use kernel='exact'",
-        )
     # (option, its idle value, whether it has a meaning, what it is of)
     meanings = (
         ("window", None, kernel == "local", "kernel='local'"),
@@ -70,6 +61,37 @@ def check_options(options: dict[str, Any], where: str) -> None:
             raise ConfigError(
                 f"{name} has no meaning here", where=where, expected=f"{name}={idle}, or {owner}", found=options[name]
             )
+
+
+def check_kernel(
+    kernel: str,
+    dropout: float,
+    where: str,
+    option: str = "dropout",
+    fix: str = "drop out the block's outputs instead, or use kernel='exact'",
+) -> None:
+    """Refuses a kernel that there is not, and one that keeps no attention weights where some are to be dropped.
+
+    Args:
+        kernel: The kernel.
+        dropout: Rate at which attention weights are dropped.
+        where: Name of the layer.
+        option: What the layer calls that rate. Default ``"dropout"``.
+        fix: What to do instead of dropping weights.
+
+    Raises:
+        ConfigError: With the one that is wrong.
+    """
+    if kernel not in KERNELS:
+        raise ConfigError("unknown kernel", where=where, expected=" or ".join(KERNELS), found=repr(kernel))
+    if dropout and kernel != "exact":
+        raise ConfigError(
+            "attention weights are not kept by this kernel, so they cannot be dropped",
+            where=where,
+            expected=f"{option}=0",
+            found=f"{option}={dropout}, kernel={kernel!r}",
+            fix=fix,
+        )
 
 
 def feature_function(feature_map: Any, where: str) -> Callable[[KerasTensor], KerasTensor]:
