@@ -3,5 +3,7 @@
 from mmfusion.decoding.beam_search import beam_search
 from mmfusion.decoding.greedy import greedy
 from mmfusion.decoding.outputs import BeamOutput, DecodeOutput
+from mmfusion.decoding.sample import sample
+from mmfusion.decoding.token_rules import TokenRules
 
-__all__ = ["BeamOutput", "DecodeOutput", "beam_search", "greedy"]
+__all__ = ["BeamOutput", "DecodeOutput", "TokenRules", "beam_search", "greedy", "sample"]

@@ -1,8 +1,8 @@
-"""What every decoder does at each token: carry a state of any structure, and score the next token."""
+"""What every decoder does at each token: carry a state of any structure through a loop, and score the next token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,22 +21,31 @@ class Stepper:
     Args:
         step: ``(token_ids int32[N], state) -> (logits float[N, V], state)``.
         state: Nested tensors or None.
+        shared: The same structure with a bool for each tensor, True for one that belongs to the example, not to one of its
+            texts: it does not enter the loop. Default: none does.
 
     Attributes:
-        leaves: The state's tensors.
+        leaves: The state's tensors that a loop carries.
     """
 
-    def __init__(self, step: StepFunction, state: Any) -> None:
+    def __init__(self, step: StepFunction, state: Any, shared: Any = None) -> None:
         self._step = step
         self._structure = state
-        flat = keras.tree.flatten(state)
-        self._is_tensor = [leaf is not None for leaf in flat]
-        self.leaves = [ops.convert_to_tensor(leaf) for leaf in flat if leaf is not None]
+        flat = [None if leaf is None else ops.convert_to_tensor(leaf) for leaf in keras.tree.flatten(state)]
+        own = [False] * len(flat) if shared is None else [bool(leaf) for leaf in keras.tree.flatten(shared)]
+        if len(own) != len(flat):
+            raise ConfigError(
+                "shared has another structure than the state", where="shared", expected=f"{len(flat)} leaves", found=len(own)
+            )
+        # Fixed by not entering the loop, not by identity: what a graph hands back is never the same object.
+        self._fixed = [leaf if is_own else None for leaf, is_own in zip(flat, own, strict=True)]
+        self._is_carried = [leaf is not None and not is_own for leaf, is_own in zip(flat, own, strict=True)]
+        self.leaves = [leaf for leaf, carried in zip(flat, self._is_carried, strict=True) if carried]
 
     def __call__(self, token_ids: KerasTensor, leaves: list[KerasTensor]) -> tuple[KerasTensor, list[KerasTensor]]:
         """``int32[N]`` and the tensors of a state to ``float[N, V]`` and the tensors of the next."""
         remaining = iter(leaves)
-        flat = [next(remaining) if is_tensor else None for is_tensor in self._is_tensor]
+        flat = [next(remaining) if carried else fixed for carried, fixed in zip(self._is_carried, self._fixed, strict=True)]
         logits, state = self._step(token_ids, keras.tree.pack_sequence_as(self._structure, flat))
         if len(logits.shape) != 2:
             raise ConfigError(
@@ -46,9 +55,10 @@ class Stepper:
                 found=f"shape {tuple(logits.shape)}",
             )
         new = keras.tree.flatten(state)
-        if [leaf is not None for leaf in new] != self._is_tensor:
-            raise _state_error(f"{sum(self._is_tensor)} tensors", f"{sum(leaf is not None for leaf in new)}")
-        new = [leaf for leaf in new if leaf is not None]
+        found, expected = ([leaf is not None for leaf in tensors] for tensors in (new, flat))
+        if found != expected:
+            raise _state_error(f"{sum(expected)} tensors", f"{sum(found)}")
+        new = [leaf for leaf, carried in zip(new, self._is_carried, strict=True) if carried]
         return logits, [keep_form(leaf, old) for leaf, old in zip(new, leaves, strict=True)]
 
 
@@ -78,47 +88,57 @@ def _state_error(expected: str, found: str) -> ConfigError:
     )
 
 
-def log_probabilities(
-    logits: KerasTensor,
-    position: KerasTensor,
-    *,
-    end_id: int,
-    pad_id: int,
-    min_tokens: int,
-    forbidden_ids: Sequence[int] = (),
-) -> KerasTensor:
-    """The model's log-probabilities of the next token, ``-inf`` for what may not come next.
+def repeat_rows(leaf: KerasTensor, times: int, batch_size: int | KerasTensor) -> KerasTensor:
+    """A tensor of a state for so many texts about each example; scalars are the same for all."""
+    if not len(leaf.shape):
+        return leaf
+    if isinstance(batch_size, int) and leaf.shape[0] not in (None, batch_size):
+        raise ConfigError(
+            "the first axis of a decoding state is the batch",
+            where="state",
+            expected=f"[{batch_size}, ...]",
+            found=str(list(leaf.shape)),
+        )
+    return ops.repeat(leaf, times, axis=0)
 
-    They are not spread anew over what is allowed, so that a text's score is what the model itself says of it. A row
-    without any finite logit comes out as ``-inf``, never NaN.
+
+class RowMover:
+    """Lets the tensors of a state follow the texts that they belong to.
 
     Args:
-        logits: ``float[N, V]``.
-        position: ``int32[]``, how many tokens were written so far.
-        end_id: The end token, forbidden before `min_tokens`.
-        pad_id: Forbidden, unless it is the end token too.
-        min_tokens: Fewest tokens before the end token.
-        forbidden_ids: Tokens that are never written. Default none.
-
-    Returns:
-        ``float32[N, V]``.
+        per_example: Texts about each example, K.
     """
-    scores = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-    token_ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
-    forbidden = ops.isnan(scores)
-    for never in sorted({pad_id, *forbidden_ids} - {end_id}):
-        forbidden = ops.logical_or(forbidden, token_ids == never)
-    if min_tokens > 0:
-        forbidden = ops.logical_or(forbidden, ops.logical_and(token_ids == end_id, position < min_tokens))
-    return ops.where(forbidden, float("-inf"), scores)
+
+    def __init__(self, per_example: int) -> None:
+        self.per_example = per_example
+        self._moved: set[int] = set()
+
+    def __call__(self, new: list[KerasTensor], old: list[KerasTensor], origin: KerasTensor) -> list[KerasTensor]:
+        """Tensors ``[B·K, ...]`` in the order of ``origin int32[B, K]``, places among an example's K texts."""
+        first = ops.arange(ops.shape(origin)[0], dtype="int32")[:, None] * self.per_example
+        rows = ops.reshape(first + origin, (-1,))
+        # Run eagerly a step may change a tensor now and hand it back untouched later: once moved, always moved.
+        self._moved.update(i for i, leaf in enumerate(new) if leaf is not old[i])
+        return [
+            keep_form(ops.take(leaf, rows, axis=0), old[i]) if i in self._moved and len(leaf.shape) else leaf
+            for i, leaf in enumerate(new)
+        ]
 
 
-def check_limits(*, max_tokens: int, min_tokens: int, beam_size: int = 1) -> None:
-    """Raises `ConfigError` for limits that cannot be kept."""
-    for name, value, fits, expected in (
-        ("beam_size", beam_size, beam_size >= 1, "at least 1"),
-        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-        ("min_tokens", min_tokens, 0 <= min_tokens <= max_tokens, f"0 to max_tokens ({max_tokens})"),
-    ):
-        if not fits:
-            raise ConfigError("impossible decoding option", where=name, expected=expected, found=value)
+def known_vocabulary(scores: KerasTensor) -> int:
+    """The number of token ids, V.
+
+    Raises:
+        ConfigError: If it is not known, or there is no choice.
+    """
+    size = scores.shape[-1]
+    if size is None or size < 2:
+        raise ConfigError("decoding needs a known vocabulary", where="step", expected="V of 2 or more", found=size)
+    return int(size)
+
+
+def check_at_least_one(**sizes: int) -> None:
+    """Raises `ConfigError` for a size below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError("impossible decoding option", where=name, expected="at least 1", found=value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from keras import KerasTensor, ops
 
-from mmfusion.decoding._stepping import StepFunction, Stepper, check_limits, keep_form, log_probabilities
+from mmfusion.decoding._stepping import StepFunction, Stepper
+from mmfusion.decoding._writing import write_rows
 from mmfusion.decoding.outputs import DecodeOutput
+from mmfusion.decoding.token_rules import TokenRules
 
 
 def greedy(
@@ -20,8 +21,8 @@ def greedy(
     end_id: int,
     pad_id: int,
     max_tokens: int,
-    min_tokens: int = 0,
-    forbidden_ids: Sequence[int] = (),
+    rules: TokenRules | None = None,
+    shared: Any = None,
 ) -> DecodeOutput:
     """Writes the likeliest token again and again, until each text has ended.
 
@@ -37,8 +38,8 @@ def greedy(
         end_id: The token that ends a text.
         pad_id: What follows the end; never written before it.
         max_tokens: L, most tokens to write, the end token included.
-        min_tokens: Fewest tokens before the end token. Default 0.
-        forbidden_ids: Tokens that are never written, [UNK] say. Default none.
+        rules: What may be written, see `TokenRules`. Default: all but the padding.
+        shared: Which tensors of the state belong to the example, see `beam_search`; with one text an example it saves nothing.
 
     Returns:
         The texts. A text that no token could go on is ended there, with a score of ``-inf``.
@@ -59,44 +60,14 @@ def greedy(
         >>> output.token_ids[0].numpy().tolist(), int(output.lengths[0])
         ([2, 3, 4, 5, 0, 0], 4)
     """
-    check_limits(max_tokens=max_tokens, min_tokens=min_tokens)
-    stepper = Stepper(step, state)
-    columns = ops.arange(max_tokens, dtype="int32")[None, :]
-
-    def unfinished(position: KerasTensor, *carried: Any) -> KerasTensor:
-        ended = carried[4]
-        return ops.logical_and(position < max_tokens, ops.logical_not(ops.all(ended)))
-
-    def write(position: KerasTensor, *carried: Any) -> tuple[Any, ...]:
-        tokens, last, total, lengths, ended, leaves = carried
-        logits, leaves = stepper(last, leaves)
-        scores = log_probabilities(
-            logits, position, end_id=end_id, pad_id=pad_id, min_tokens=min_tokens, forbidden_ids=forbidden_ids
-        )
-        best = ops.max(scores, axis=-1)
-        # Where nothing is possible argmax would name token 0, which may be the padding.
-        token = ops.where(best > float("-inf"), ops.cast(ops.argmax(scores, axis=-1), "int32"), end_id)
-        token = ops.where(ended, pad_id, token)
-        new = (
-            ops.where(columns == position, token[:, None], tokens),
-            token,
-            total + ops.where(ended, 0.0, best),
-            lengths + ops.cast(ops.logical_not(ended), "int32"),
-            ops.logical_or(ended, token == end_id),
-        )
-        return position + 1, *map(keep_form, new, carried[:5]), leaves
-
-    _, tokens, _, total, lengths, _, _ = ops.while_loop(
-        unfinished,
-        write,
-        (
-            ops.zeros((), "int32"),
-            ops.full((batch_size, max_tokens), pad_id, "int32"),
-            ops.full((batch_size,), start_id, "int32"),
-            ops.zeros((batch_size,), "float32"),
-            ops.zeros((batch_size,), "int32"),
-            ops.zeros((batch_size,), "bool"),
-            stepper.leaves,
-        ),
+    rules = (rules or TokenRules()).checked(max_tokens)
+    return write_rows(
+        Stepper(step, state, shared),
+        lambda scores, position: ops.cast(ops.argmax(scores, axis=-1), "int32"),
+        rows=batch_size,
+        start_id=start_id,
+        end_id=end_id,
+        pad_id=pad_id,
+        max_tokens=max_tokens,
+        rules=rules,
     )
-    return DecodeOutput(tokens, total / ops.cast(lengths, "float32"), lengths)

@@ -20,7 +20,7 @@ from mmfusion.layers.attention_options import (
     prefix_last,
 )
 from mmfusion.layers.attention_output import AttentionOutput
-from mmfusion.layers.cache import ContextCache, KeyValueCache
+from mmfusion.layers.cache import ContextCache, KeyValueCache, may_share
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.kernels import (
     attention_weights,
@@ -98,7 +98,8 @@ class Attention(keras.layers.Layer):
             Default: all real, or the query's own Keras mask in self-attention.
         causal: Whether query t sees keys up to t + S - T alone. Default False.
         cache: A `KeyValueCache`: the query's keys and values are appended and what is filled is attended to, causally; room must
-            suffice, past its end the last places are overwritten. A `ContextCache`: its keys and values stand for the context.
+            suffice, past its end the last places are overwritten. A `ContextCache`: its keys and values stand for the context. It
+            may have fewer rows than the query, of which then consecutive ones share a row of it, as the beams of one image do.
         prefix_length: With causal attention, ``int`` or ``int[B]``: how many first keys every query sees, whatever follows
             (prefix-LM). With a cache those that are in it. Default: none.
         grid: Rows and columns of ``rotary="2d"``; they fill the sequence row by row.
@@ -251,6 +252,8 @@ class Attention(keras.layers.Layer):
         else:
             if prefix_length is not None and not causal:
                 raise ConfigError("a prefix is of causal attention", where=self.name, fix="pass causal=True")
+            if cache is not None and not causal and context_mask is None and may_share(query, cache):
+                return self._attend_shared(query, cache, return_scores, training)
             projected = self._project(query, context, context_mask, causal, cache, prefix_length, grid)
         if self.kernel == "linear" and projected.mask.pattern is not None:
             raise ConfigError(
@@ -260,14 +263,31 @@ class Attention(keras.layers.Layer):
                 fix="use causal or prefix_length, or another kernel",
             )
         output, scores = self._attend(projected, return_scores, training)
-        output = self.output_projection(output)
-        sees_any = projected.mask.sees_any(length_of(projected.key))
-        if sees_any is not None:
-            # Zeros where there was nothing to attend to, the projection's bias included.
-            output = ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
+        output = self._finished(output, projected)
         if cache is None and not return_scores:
             return output
         return AttentionOutput(output, scores, projected.cache)
+
+    def _attend_shared(
+        self, query: KerasTensor, cache: ContextCache, return_scores: bool, training: bool | None
+    ) -> AttentionOutput:
+        # Rows that share a context are one row of more queries: its keys and values are read once for all of them.
+        rows, length = ops.shape(query)[:2]
+        joined = ops.reshape(query, (ops.shape(cache.key)[0], -1, self._query_dim))
+        projected = self._project(joined, None, None, False, cache, None, None)
+        output, scores = self._attend(projected, return_scores, training)
+        output = self._finished(output, projected)
+        if scores is not None:
+            heads, keys = self.num_heads, ops.shape(scores)[-1]
+            scores = ops.transpose(ops.reshape(scores, (ops.shape(cache.key)[0], heads, -1, length, keys)), (0, 2, 1, 3, 4))
+            scores = ops.reshape(scores, (rows, heads, length, keys))
+        return AttentionOutput(ops.reshape(output, (rows, length, output.shape[-1])), scores, cache)
+
+    def _finished(self, output: KerasTensor, projected: _Projected) -> KerasTensor:
+        output = self.output_projection(output)
+        sees_any = projected.mask.sees_any(length_of(projected.key))
+        # Zeros where there was nothing to attend to, the projection's bias included.
+        return output if sees_any is None else ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
 
     def _project(
         self,

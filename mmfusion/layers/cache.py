@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import KerasTensor
 
@@ -22,7 +22,7 @@ class KeyValueCache(NamedTuple):
 
 
 class ContextCache(NamedTuple):
-    """Keys and values of cross-attention, computed once for all steps.
+    """Keys and values of cross-attention, computed once for all steps and for all texts about one image.
 
     Attributes:
         key: ``float[B, S, Hkv, d]``.
@@ -48,3 +48,39 @@ class BlockCache(NamedTuple):
     self_attention: KeyValueCache | None
     cross_attention: ContextCache | None
     prefix_mask: KerasTensor | None = None
+
+
+def may_share(query: KerasTensor, cache: ContextCache) -> bool:
+    """Whether consecutive rows of a query share a row of a cache of fewer rows, or may, as far as sizes are known.
+
+    Args:
+        query: ``float[N, T, D]``.
+        cache: Of B rows; N must be a multiple of B.
+    """
+    rows, own = query.shape[0], cache.key.shape[0]
+    return None in (rows, own) or (0 < own < rows and rows % own == 0)
+
+
+def shared_by_texts(state: Any) -> Any:
+    """Which tensors of a state of decoding belong to the image, not to the text that is written about it.
+
+    Args:
+        state: Nested caches.
+
+    Returns:
+        The same structure with a bool for each tensor: True in a `ContextCache`, whose rows serve all texts about an image.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmfusion.layers import ContextCache
+        >>> from mmfusion.layers.cache import shared_by_texts
+        >>> shared_by_texts((ContextCache(np.ones((1, 2, 1, 4)), np.ones((1, 2, 1, 4)), None), np.ones(1)))
+        (ContextCache(key=True, value=True, mask=None), False)
+    """
+    if isinstance(state, ContextCache):
+        return ContextCache(*(None if part is None else True for part in state))
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*map(shared_by_texts, state))
+    if isinstance(state, tuple | list):
+        return type(state)(map(shared_by_texts, state))
+    return None if state is None else False

@@ -7,7 +7,7 @@ import pytest
 from gradients import BACKEND, graph, tensorflow_only, to_numpy
 from keras import ops
 
-from mmfusion.decoding import beam_search, greedy
+from mmfusion.decoding import TokenRules, beam_search, greedy
 from mmfusion.errors import ConfigError
 
 START, END, PAD = 1, 2, 0
@@ -56,7 +56,7 @@ def test_with_beams_for_all_texts_it_equals_brute_force(
     texts = model.all_texts(4, min_tokens)
     beam_size = len(texts) + 4
     output = beam_search(
-        model.step, model.state(), batch_size=3, beam_size=beam_size, max_tokens=4, min_tokens=min_tokens,
+        model.step, model.state(), batch_size=3, beam_size=beam_size, max_tokens=4, rules=TokenRules(min_tokens=min_tokens),
         length_penalty=length_penalty, early_stopping=early_stopping, **model.ids,
     )  # fmt: skip
     for example in range(3):
@@ -82,13 +82,11 @@ def test_equals_a_plain_search(
     recurrent_model, beam_size: int, early_stopping: bool, length_penalty: float, min_tokens: int
 ) -> None:
     model = recurrent_model(vocabulary=7, batch_size=6, seed=beam_size)
-    options = {
-        "beam_size": beam_size, "max_tokens": 7, "min_tokens": min_tokens, "length_penalty": length_penalty,
-        "early_stopping": early_stopping,
-    }  # fmt: skip
-    output = beam_search(model.step, model.state(), batch_size=6, **options, **model.ids)
+    options = {"beam_size": beam_size, "max_tokens": 7, "length_penalty": length_penalty, "early_stopping": early_stopping}
+    rules = TokenRules(min_tokens=min_tokens)
+    output = beam_search(model.step, model.state(), batch_size=6, rules=rules, **options, **model.ids)
     for example in range(6):
-        expected = plain_search(model, example, **options)
+        expected = plain_search(model, example, min_tokens=min_tokens, **options)
         assert texts_of(output, example) == [text for text, _ in expected]
         np.testing.assert_allclose(output.scores[example], [score for _, score in expected], rtol=1e-4)
 
@@ -96,7 +94,7 @@ def test_equals_a_plain_search(
 @pytest.mark.parametrize("seed", range(3))
 def test_one_beam_is_greedy(recurrent_model, seed: int) -> None:
     model = recurrent_model(vocabulary=6, batch_size=8, seed=seed)
-    options = {"batch_size": 8, "max_tokens": 6, "min_tokens": seed, **model.ids}
+    options = {"batch_size": 8, "max_tokens": 6, "rules": TokenRules(min_tokens=seed), **model.ids}
     beams = beam_search(model.step, model.state(), beam_size=1, **options)
     likeliest = greedy(model.step, model.state(), **options)
     np.testing.assert_array_equal(beams.token_ids[:, 0], likeliest.token_ids)
@@ -323,7 +321,7 @@ class TestLogits:
         assert (np.asarray(output.token_ids) != PAD).all()
 
     def test_padding_may_be_the_end_token(self) -> None:
-        output = self.search([9, -50, -50, 1, 0], end_id=PAD, min_tokens=1)
+        output = self.search([9, -50, -50, 1, 0], end_id=PAD, rules=TokenRules(min_tokens=1))
         assert np.asarray(output.token_ids[0]).tolist() == [[3, 0, 0], [4, 0, 0]]
         assert np.asarray(output.lengths[0]).tolist() == [2, 2]
 
@@ -367,7 +365,7 @@ def test_a_forbidden_token_is_never_written_and_nothing_else_changes(recurrent_m
     model = recurrent_model(vocabulary=6, batch_size=3)
     options = {"batch_size": 3, "beam_size": beam_size, "max_tokens": 4, **model.ids}
 
-    found = beam_search(model.step, model.state(), forbidden_ids=(4, START), **options)
+    found = beam_search(model.step, model.state(), rules=TokenRules(forbidden_ids=(4, START)), **options)
     plain = beam_search(model.step, model.state(), **options)
     assert not np.isin(found.token_ids, (4, START)).any() and np.isin(plain.token_ids, (4, START)).any()
     if beam_size == 200:

@@ -7,7 +7,7 @@ import pytest
 from gradients import BACKEND, graph, tensorflow_only
 from keras import ops
 
-from mmfusion.decoding import greedy
+from mmfusion.decoding import TokenRules, greedy
 from mmfusion.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def rollout(model, example: int, max_tokens: int, min_tokens: int = 0) -> tuple[
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equals_an_argmax_rollout(recurrent_model, seed: int, min_tokens: int) -> None:
     model = recurrent_model(vocabulary=6, batch_size=8, seed=seed)
-    output = greedy(model.step, model.state(), batch_size=8, max_tokens=6, min_tokens=min_tokens, **model.ids)
+    output = greedy(model.step, model.state(), batch_size=8, max_tokens=6, rules=TokenRules(min_tokens=min_tokens), **model.ids)
     for example in range(8):
         tokens, score = rollout(model, example, 6, min_tokens)
         assert np.asarray(output.token_ids[example]).tolist() == tokens + [0] * (6 - len(tokens))
@@ -115,7 +115,7 @@ def test_padding_is_never_written() -> None:
 
 
 def test_padding_may_be_the_end_token() -> None:
-    limits = {"max_tokens": 3, "min_tokens": 1}
+    limits = {"max_tokens": 3, "rules": TokenRules(min_tokens=1)}
     output = greedy(constant_step([9, 0, 0, 1]), (), batch_size=2, start_id=1, end_id=0, pad_id=0, **limits)
     assert np.asarray(output.token_ids).tolist() == [[3, 0, 0]] * 2
     assert np.asarray(output.lengths).tolist() == [2, 2]
@@ -138,8 +138,8 @@ def test_says_what_is_wrong(recurrent_model) -> None:
     model = recurrent_model()
     for options, message in (
         ({"max_tokens": 0}, "max_tokens.*expected at least 1, found 0"),
-        ({"max_tokens": 3, "min_tokens": 4}, r"min_tokens.*expected 0 to max_tokens \(3\), found 4"),
-        ({"max_tokens": 3, "min_tokens": -1}, "min_tokens"),
+        ({"max_tokens": 3, "rules": TokenRules(min_tokens=4)}, r"min_tokens.*expected 0 to max_tokens \(3\), found 4"),
+        ({"max_tokens": 3, "rules": TokenRules(min_tokens=-1)}, "min_tokens"),
     ):
         with pytest.raises(ConfigError, match=message):
             greedy(model.step, model.state(), batch_size=3, **options, **model.ids)
