@@ -1,6 +1,6 @@
 """Compositions of encoders, fusion and heads."""
 
-from mmfusion.models.captioning import CaptionState, write_captions
+from mmfusion.models.captioning import CaptionState, stream_captions, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.factory import build_model
@@ -16,5 +16,6 @@ __all__ = [
     "MaskedLanguageHead",
     "MatchingHead",
     "build_model",
+    "stream_captions",
     "write_captions",
 ]

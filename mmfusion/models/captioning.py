@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import keras
 from keras import KerasTensor, ops
 
-from mmfusion.decoding import BeamOutput, DecodeOutput, beam_search, greedy
+from mmfusion.decoding import (
+    BeamOutput,
+    DecodeOutput,
+    TokenRules,
+    beam_search,
+    compiled,
+    contrastive_search,
+    greedy,
+    sample,
+    stream,
+)
 from mmfusion.encoders import TextCache
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import FusionCache
+from mmfusion.layers.cache import shared_by_texts
 from mmfusion.models.fusing import fusion_of
 
 if TYPE_CHECKING:
     from mmfusion.models.image_text_model import ImageTextModel
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "greedy": greedy,
+    "beam": beam_search,
+    "sample": sample,
+    "contrastive": contrastive_search,
+}
+"""Ways to write, by the name that `write_captions` knows."""
+OF_EACH_EXAMPLE = ("seeds", "prefix_ids")
+"""Options that are arrays with a row for each image: inputs of a graph, not constants of it."""
+_GIVEN = {"batch_size", "start_id", "end_id", "pad_id", "max_tokens", "rules", "shared", "hidden"}
 
 
 class CaptionState(NamedTuple):
@@ -22,10 +47,12 @@ class CaptionState(NamedTuple):
     Attributes:
         text: Cache of the text encoder.
         fusion: Cache of the fusion, with all that it needs of the image.
+        hidden: ``float[N, D]``, what the captioning head made of the newest token; None where nobody asks for it.
     """
 
     text: TextCache
     fusion: FusionCache
+    hidden: KerasTensor | None = None
 
 
 def write_captions(
@@ -33,29 +60,123 @@ def write_captions(
     patches: KerasTensor,
     patch_mask: KerasTensor | None = None,
     *,
-    beam_size: int = 1,
-    length_penalty: float = 1.0,
+    method: str | None = None,
     max_tokens: int | None = None,
-    min_tokens: int = 0,
+    **options: Any,
 ) -> DecodeOutput | BeamOutput:
-    """Writes a caption for each image.
+    """Writes captions of each image.
 
     Args:
         model: A model with a captioning head.
         patches: ``float[B, P, Di]``, as its fusion reads them.
         patch_mask: ``bool[B, P]``, ``True`` = real patch. Default: all real.
-        beam_size: 1 decodes greedily, more searches with so many beams. Default 1.
-        length_penalty: Exponent of the length by which a beam's score is divided. Default 1.
+        method: ``"greedy"``, ``"beam"``, ``"sample"`` or ``"contrastive"``. Default: ``"beam"`` where `beam_size` is more than 1,
+            else ``"greedy"``.
         max_tokens: Most tokens to write, the end token included. Default: what the text encoder holds.
-        min_tokens: Fewest tokens before the end token. Default 0.
+        **options: Those of the method, see `mmfusion.decoding.beam_search`, `sample` and `contrastive_search`, and those of
+            `mmfusion.decoding.TokenRules`, such as ``min_tokens``. The special tokens of the head are never written.
 
     Returns:
-        `DecodeOutput` when `beam_size` is 1, else `BeamOutput`, best beam first.
+        `DecodeOutput`, or with ``"beam"`` and ``"sample"`` `BeamOutput`, several captions of each image, best first.
 
     Raises:
-        ConfigError: If the text encoder does not hold so many tokens.
+        ConfigError: If there is no such method or option, or the text encoder does not hold so many tokens.
     """
-    head, fusion = model.head("captioning"), fusion_of(model)
+    method, rules, rest = checked_options(model, method, options)
+    max_tokens = checked_length(model, max_tokens)
+    batch_size = ops.shape(patches)[0]
+    state = first_state(model, patches, patch_mask, max_tokens, with_hidden=method == "contrastive")
+    if method == "contrastive":
+        rest["hidden"] = lambda state: state.hidden
+    return METHODS[method](
+        model.caption_step,
+        state,
+        shared=shared_by_texts(state),
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        rules=rules,
+        **special_tokens(model),
+        **rest,
+    )
+
+
+def stream_captions(
+    model: ImageTextModel,
+    images: KerasTensor,
+    image_mask: KerasTensor | None = None,
+    *,
+    max_tokens: int | None = None,
+    **options: Any,
+) -> Iterator[KerasTensor]:
+    """Yields the tokens of greedy captions as they are written.
+
+    Args:
+        model: A model with a captioning head.
+        images: ``float[B, H, W, 3]``.
+        image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
+        max_tokens: Most tokens to write, the end token included. Default: what the text encoder holds.
+        **options: Those of `mmfusion.decoding.TokenRules`.
+
+    Yields:
+        ``int32[B]``, the padding for a caption that has ended.
+    """
+    from mmfusion.models.fusing import image_read
+
+    _, rules, _ = checked_options(model, "greedy", options)
+    max_tokens = checked_length(model, max_tokens)
+
+    def begin(images: KerasTensor, image_mask: KerasTensor | None) -> CaptionState:
+        patches, patch_mask = model.encode_patches(images, image_mask, training=False)
+        return first_state(model, *image_read(model, patches, patch_mask), max_tokens)
+
+    return stream(
+        model.caption_step,
+        compiled(begin, model.variables)(images, image_mask),
+        batch_size=ops.shape(images)[0],
+        max_tokens=max_tokens,
+        rules=rules,
+        compile_step=lambda function: compiled(function, model.variables),
+        **special_tokens(model),
+    )
+
+
+def first_state(
+    model: ImageTextModel,
+    patches: KerasTensor,
+    patch_mask: KerasTensor | None,
+    max_tokens: int,
+    *,
+    with_hidden: bool = False,
+) -> CaptionState:
+    """The state before the first token: room for the text, and all that depends on the image alone, computed once.
+
+    Args:
+        model: A model with a captioning head.
+        patches: ``float[B, P, Di]``, as its fusion reads them.
+        patch_mask: ``bool[B, P]``, ``True`` = real patch, or None.
+        max_tokens: Room in tokens.
+        with_hidden: Whether the state holds the newest token's vector too. Default False.
+    """
+    batch_size, text = ops.shape(patches)[0], model.text_encoder
+    return CaptionState(
+        text.init_cache(batch_size, max_tokens),
+        fusion_of(model).init_cache(batch_size, max_tokens, patches, image_mask=patch_mask),
+        ops.zeros((batch_size, text.dim), text.compute_dtype) if with_hidden else None,
+    )
+
+
+def special_tokens(model: ImageTextModel) -> dict[str, int]:
+    """Start, end and padding as a model's head knows them."""
+    head = model.head("captioning")
+    return {"start_id": head.start_id, "end_id": head.end_id, "pad_id": head.pad_id}
+
+
+def checked_length(model: ImageTextModel, max_tokens: int | None) -> int:
+    """How many tokens to write at most.
+
+    Raises:
+        ConfigError: If the text encoder does not hold so many.
+    """
     longest = model.text_encoder.max_length - 1
     if max_tokens is not None and not 1 <= max_tokens <= longest:
         raise ConfigError(
@@ -64,21 +185,77 @@ def write_captions(
             expected=f"1 to {longest} (the text encoder holds {longest + 1} tokens with the start token)",
             found=max_tokens,
         )
-    max_tokens = longest if max_tokens is None else max_tokens
-    batch_size = ops.shape(patches)[0]
-    state = CaptionState(
-        model.text_encoder.init_cache(batch_size, max_tokens),
-        fusion.init_cache(batch_size, max_tokens, patches, image_mask=patch_mask),
-    )
-    options = {
-        "batch_size": batch_size,
-        "start_id": head.start_id,
-        "end_id": head.end_id,
-        "pad_id": head.pad_id,
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "forbidden_ids": (head.start_id, *head.forbidden_ids),
-    }
-    if beam_size == 1:
-        return greedy(model.caption_step, state, **options)
-    return beam_search(model.caption_step, state, beam_size=beam_size, length_penalty=length_penalty, **options)
+    return longest if max_tokens is None else max_tokens
+
+
+def checked_options(model: ImageTextModel, method: str | None, options: dict[str, Any]) -> tuple[str, TokenRules, dict[str, Any]]:
+    """The method, the rules, and what is left for the method.
+
+    Raises:
+        ConfigError: If there is no such method or option.
+    """
+    head = model.head("captioning")
+    options = dict(options)
+    if method is None:
+        method = "beam" if options.get("beam_size", 1) > 1 else "greedy"
+        if method == "greedy":
+            options.pop("beam_size", None)
+    if method not in METHODS:
+        raise ConfigError("unknown method of decoding", where="method", expected=" or ".join(METHODS), found=repr(method))
+    own = [name for name in inspect.signature(METHODS[method]).parameters if name not in {"step", "state", *_GIVEN}]
+    unknown = [name for name in options if name not in {*own, *TokenRules._fields}]
+    if unknown:
+        raise ConfigError(
+            f"an option that {method} decoding does not have",
+            where="caption",
+            expected=", ".join([*own, *TokenRules._fields]),
+            found=", ".join(unknown),
+        )
+    rules = TokenRules(**{name: options.pop(name) for name in TokenRules._fields if name in options})
+    return method, rules._replace(forbidden_ids=(head.start_id, *head.forbidden_ids, *rules.forbidden_ids)), options
+
+
+class Captioner:
+    """Captions outside of a graph: one graph for each size of batch and each set of options, and few sizes of batch.
+
+    Args:
+        write: ``(images, image_mask, **options)`` to what decoding gives, of a model.
+        variables: The model's.
+    """
+
+    def __init__(self, write: Callable[..., Any], variables: list[keras.Variable]) -> None:
+        self._write = write
+        self._variables = variables
+        self._graphs: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, images: KerasTensor, image_mask: KerasTensor | None, options: dict[str, Any]) -> Any:
+        """As the function, with a batch filled up to a power of two, and cut again."""
+        rows = images.shape[0]
+        arrays = {name: options[name] for name in OF_EACH_EXAMPLE if name in options}
+        fixed = {name: value for name, value in options.items() if name not in arrays}
+        key = (tuple(arrays), _hashable(fixed))
+        if key not in self._graphs:
+            names = tuple(arrays)
+            self._graphs[key] = compiled(
+                lambda images, mask, *values: self._write(images, mask, **fixed, **dict(zip(names, values, strict=True))),
+                self._variables,
+            )
+        size = 1 << max(rows - 1, 0).bit_length()
+        filled = [_filled(x, rows, size) for x in (images, image_mask, *arrays.values())]
+        output = self._graphs[key](*filled)
+        return output if size == rows else type(output)(*(part[:rows] for part in output))
+
+
+def _filled(values: Any, rows: int, size: int) -> Any:
+    if values is None:
+        return None
+    values = ops.convert_to_tensor(values)
+    if size == rows or not len(values.shape) or values.shape[0] != rows:
+        return values
+    return ops.concatenate([values, ops.repeat(values[:1], size - rows, axis=0)], axis=0)
+
+
+def _hashable(options: Any) -> Any:
+    if isinstance(options, dict):
+        return tuple(sorted((name, _hashable(value)) for name, value in options.items()))
+    return tuple(map(_hashable, options)) if isinstance(options, list | tuple) else options

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
-from mmfusion.decoding import BeamOutput, DecodeOutput
+from mmfusion.decoding import BeamOutput, DecodeOutput, is_eager
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import Fusion, FusionOutput
 from mmfusion.layers import AttentionPooling, ModalityDropout
-from mmfusion.models.captioning import CaptionState, write_captions
+from mmfusion.models.captioning import Captioner, CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead, mean_of_real
@@ -117,6 +117,7 @@ class ImageTextModel(keras.Model):
         self.modality_dropout = modality_dropout
         self.causal_text = causal_text
         self.contrastive_tokens = contrastive_tokens
+        self._captioner: Captioner | None = None
         self.matching_tokens = matching_tokens or ("text" if fusion is None or fusion.informs_text else "image")
         check_composition(self)
         self.build()
@@ -288,25 +289,33 @@ class ImageTextModel(keras.Model):
         return (logits, fused.scores) if return_scores else logits
 
     def caption(self, images: KerasTensor, image_mask: KerasTensor | None = None, **options: Any) -> DecodeOutput | BeamOutput:
-        """Writes captions, with a cache, in graph.
+        """Writes captions, with a cache, in a graph that is kept for each set of options and each power of two of images.
 
         Args:
             images: ``float[B, H, W, 3]``.
             image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
-            **options: ``beam_size``, ``length_penalty``, ``max_tokens`` and ``min_tokens`` as in `write_captions`; by default
-                it decodes greedily, as long as the text encoder holds.
+            **options: As in `mmfusion.models.write_captions`: ``method``, ``beam_size``, ``max_tokens``, ``temperature``, ...; by
+                default it decodes greedily, as long as the text encoder holds.
 
         Returns:
-            `DecodeOutput`, or `BeamOutput`, best beam first, where ``beam_size`` is more than 1.
+            `DecodeOutput`, or `BeamOutput`, several captions an image, best first, of beam search and sampling.
         """
         self.head("captioning")
+        images = ops.convert_to_tensor(images)
+        if not is_eager(images):
+            return self._captioned(images, image_mask, **options)
+        if self._captioner is None:
+            self._captioner = Captioner(self._captioned, self.variables)
+        return self._captioner(images, image_mask, options)
+
+    def _captioned(self, images: KerasTensor, image_mask: KerasTensor | None, **options: Any) -> DecodeOutput | BeamOutput:
         patches, patch_mask = self.encode_patches(images, image_mask, training=False)
         return self.caption_patches(patches, patch_mask, **options)
 
     def caption_patches(
         self, patches: KerasTensor, patch_mask: KerasTensor | None = None, **options: Any
     ) -> DecodeOutput | BeamOutput:
-        """As `caption`, from encoded patches ``float[B, P, Di]``."""
+        """As `caption`, from encoded patches ``float[B, P, Di]``, in the graph that it is called in."""
         self.head("captioning")
         return write_captions(self, *image_read(self, patches, patch_mask), **options)
 
@@ -315,8 +324,9 @@ class ImageTextModel(keras.Model):
         head = self.head("captioning")
         text, text_cache = self.text_encoder(token_ids[:, None], cache=state.text, training=False)
         fused = fusion_of(self)(text, cache=state.fusion, causal=True, training=False)
-        logits = self.text_encoder.logits(head(fused.text))[:, 0]
-        return logits, CaptionState(text_cache, fused.cache)  # type: ignore[arg-type]  # there is one where one was given
+        tokens = head(fused.text)
+        hidden = None if state.hidden is None else tokens[:, 0]
+        return self.text_encoder.logits(tokens)[:, 0], CaptionState(text_cache, fused.cache, hidden)  # type: ignore[arg-type]
 
     def attend(
         self,
