@@ -2,6 +2,7 @@
 
 from mmfusion.config.comparison import changed_paths
 from mmfusion.config.data_config import AugmentConfig, DataConfig
+from mmfusion.config.decoding_config import DecodingConfig
 from mmfusion.config.figures import CAPTION_FIGURES, RETRIEVAL_FIGURES, lower_is_better
 from mmfusion.config.fusion_config import FUSION_STYLES, STYLE_OPTIONS, FusionConfig
 from mmfusion.config.loading import dump_recipe, load_recipe, nearest_path, recipe_from_dict, save_recipe
@@ -20,7 +21,7 @@ from mmfusion.config.train_config import (
     RecoveryConfig,
     TrainConfig,
 )
-from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, GoalConfig, RangeConfig, TuneConfig
+from mmfusion.config.use_config import EvaluationConfig, GoalConfig, RangeConfig, TuneConfig
 
 __all__ = [
     "CAPTION_FIGURES",

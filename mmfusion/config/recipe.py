@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from mmfusion.config.data_config import DataConfig
+from mmfusion.config.decoding_config import DecodingConfig
 from mmfusion.config.figures import figures_of
 from mmfusion.config.fusion_config import STYLE_OPTIONS, FusionConfig
 from mmfusion.config.model_config import ModelConfig, TextConfig
 from mmfusion.config.section import Section
 from mmfusion.config.train_config import ObjectiveConfig, TrainConfig
 from mmfusion.config.translation_config import TranslationConfig
-from mmfusion.config.use_config import DecodingConfig, EvaluationConfig, TuneConfig
+from mmfusion.config.use_config import EvaluationConfig, TuneConfig
 
 #: The names of `mmfusion.config.PRESETS`.
 Preset = Literal[

@@ -1,4 +1,4 @@
-"""Evaluation, decoding and search."""
+"""Evaluation and search."""
 
 from __future__ import annotations
 
@@ -24,27 +24,6 @@ class EvaluationConfig(Section):
     )
     captions: bool = Field(True, description="Whether to write and score captions.")
     caption_images: Positive | None = Field(None, description="Only so many images are captioned.")
-
-
-class DecodingConfig(Section):
-    """How captions are written."""
-
-    method: Literal["greedy", "beam"] = Field("greedy", description="Greedy or beam search.")
-    beam_size: Annotated[int, Field(ge=2)] = Field(3, description="Beams of beam search.")
-    length_penalty: float = Field(1.0, description="Exponent of the length that divides a beam's score.")
-    max_tokens: Positive | None = Field(None, description="Longest caption; none takes text.max_tokens - 1.")
-    min_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest caption.")
-
-    def options(self) -> dict[str, Any]:
-        """As `mmfusion.models.ImageTextModel.caption` takes them.
-
-        Example:
-            >>> from mmfusion.config import DecodingConfig
-            >>> DecodingConfig(method="beam", beam_size=4).options()
-            {'beam_size': 4, 'length_penalty': 1.0, 'max_tokens': None, 'min_tokens': 0}
-        """
-        options = self.model_dump(exclude={"method"})
-        return options | {"beam_size": self.beam_size if self.method == "beam" else 1}
 
 
 class RangeConfig(Section):

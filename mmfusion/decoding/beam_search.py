@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, ops
 
-from mmfusion.decoding._banks import Banks, DiverseBanks, OneBank, PhraseBanks, going_on, pick
+from mmfusion.decoding._banks import Banks, OneBank, going_on, pick
 from mmfusion.decoding._stepping import (
-    RowMover,
     StepFunction,
     Stepper,
     check_at_least_one,
@@ -18,7 +17,10 @@ from mmfusion.decoding._stepping import (
     known_vocabulary,
     repeat_rows,
 )
+from mmfusion.decoding.diverse_banks import DiverseBanks
 from mmfusion.decoding.outputs import BeamOutput
+from mmfusion.decoding.phrase_banks import PhraseBanks
+from mmfusion.decoding.row_mover import RowMover
 from mmfusion.decoding.token_rules import TokenRules
 from mmfusion.errors import ConfigError
 

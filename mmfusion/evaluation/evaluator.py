@@ -247,21 +247,20 @@ class Evaluator:
             tf.constant(encoded.text_mask[texts]),
         ).numpy()
 
-    def captions(self, *, limit: int | None = None, beam_size: int = 1, **options: Any) -> CaptionsResult:
+    def captions(self, *, limit: int | None = None, **options: Any) -> CaptionsResult:
         """Captions the split's images and scores them against their references.
 
         Args:
             limit: Only the first so many images.
-            beam_size: 1 decodes greedily.
-            **options: Further options of `ImageTextModel.caption`.
+            **options: Of `ImageTextModel.caption`; of several captions an image the best counts.
 
         Returns:
             The `CaptionsResult`.
         """
-        key = (beam_size, *sorted(options.items()))
+        key = tuple(sorted(options.items()))
         if key not in self._captioners:
             self._captioners[key] = tf.function(
-                lambda images, mask: _best(self.model.caption(images, mask, beam_size=beam_size, **options)),
+                lambda images, mask: _best(self.model.caption(images, mask, **options)),
                 reduce_retracing=True,
                 autograph=False,
             )

@@ -31,11 +31,7 @@ def serving_functions(
     model: ImageTextModel,
     tokenizer: WordPieceTokenizer,
     transform: Transform,
-    *,
-    beam_size: int = 1,
-    length_penalty: float = 1.0,
-    max_tokens: int | None = None,
-    min_tokens: int = 0,
+    **decoding: Any,
 ) -> dict[str, ServingFunction]:
     """The signatures that a model can serve; what it has no head for is left out.
 
@@ -43,10 +39,7 @@ def serving_functions(
         model: The model.
         tokenizer: Its tokenizer.
         transform: From image files to its pixels.
-        beam_size: Beams of ``caption``; 1 is greedy. Default 1.
-        length_penalty: See `mmfusion.decoding.beam_search`. Default 1.
-        max_tokens: Longest caption in tokens; default what the model holds.
-        min_tokens: Shortest caption in tokens. Default 0.
+        **decoding: Options of ``caption``, see `mmfusion.models.write_captions`; of several captions an image it says the best.
 
     Returns:
         Signatures by name: ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match``, ``caption``, ``attend``. A model of
@@ -99,14 +92,14 @@ def serving_functions(
         return answer
 
     def written(images: Any, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        output = model.caption(
-            images, mask, beam_size=beam_size, length_penalty=length_penalty, max_tokens=max_tokens, min_tokens=min_tokens
-        )
-        if beam_size == 1:
+        output = model.caption(images, mask, **decoding)
+        if len(output.token_ids.shape) == 2:
             return tokenizer.detokenize(output.token_ids), output.scores
-        # A beam's own score depends on the length penalty; the answer's is the mean log-probability a token.
-        length = tf.cast(tf.maximum(output.lengths[:, 0], 1), tf.float32)
-        return tokenizer.detokenize(output.token_ids[:, 0]), output.scores[:, 0] * length ** (length_penalty - 1.0)
+        score, penalty = output.scores[:, 0], decoding.get("length_penalty", 1.0)
+        if decoding.get("method", "beam") == "beam" and penalty != 1.0:
+            # A beam's own score depends on the length penalty; the answer's is the mean log-probability a token.
+            score = score * tf.cast(tf.maximum(output.lengths[:, 0], 1), tf.float32) ** (penalty - 1.0)
+        return tokenizer.detokenize(output.token_ids[:, 0]), score
 
     def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         text, score = written(*pictures(image_bytes))
