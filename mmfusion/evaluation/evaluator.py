@@ -12,9 +12,10 @@ from mmfusion.data import Quarantine, Source, Transform, build_eval_images, buil
 from mmfusion.errors import DataError
 from mmfusion.evaluation.caption_likelihood import caption_loss, masked_language_figures
 from mmfusion.evaluation.caption_metrics import caption_metrics
+from mmfusion.evaluation.grouping import GROUP, grouped
 from mmfusion.evaluation.reranking import rerank
 from mmfusion.evaluation.retrieval_metrics import retrieval_metrics
-from mmfusion.models import ImageTextModel
+from mmfusion.models import ImageTextModel, match_groups
 from mmfusion.text import WordPieceTokenizer
 
 Progress = Callable[[int, int], None]
@@ -239,13 +240,17 @@ class Evaluator:
         """Logits ``float32[N]`` of the matching head for pairs given by their rows in the gallery."""
         if encoded.patches is None or encoded.text_tokens is None or encoded.text_mask is None:
             raise DataError("reranking needs the token streams", fix="encode(tokens=True)")
-        real = None if encoded.patch_mask is None else tf.constant(encoded.patch_mask[images])
-        return self._match(
-            tf.constant(encoded.patches[images]),
+        owners, members = grouped(images, GROUP)
+        real = None if encoded.patch_mask is None else tf.constant(encoded.patch_mask[owners])
+        logits = self._match(
+            tf.constant(encoded.patches[owners]),
             real,
-            tf.constant(encoded.text_tokens[texts]),
-            tf.constant(encoded.text_mask[texts]),
+            tf.constant(encoded.text_tokens[texts[members]]),
+            tf.constant(encoded.text_mask[texts[members]]),
         ).numpy()
+        scores = np.empty(len(images), logits.dtype)
+        scores[members] = logits
+        return scores
 
     def captions(self, *, limit: int | None = None, **options: Any) -> CaptionsResult:
         """Captions the split's images and scores them against their references.
@@ -319,7 +324,7 @@ class Evaluator:
     def _match_step(self, patches: tf.Tensor, patch_mask: tf.Tensor | None, text: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         dtype = self.model.compute_dtype
         patches, text = tf.cast(patches, dtype), tf.cast(text, dtype)
-        return self.model.match_tokens(patches, text, mask, training=False, patch_mask=patch_mask)
+        return match_groups(self.model, patches, text, mask, patch_mask)
 
 
 def _half(values: tf.Tensor) -> np.ndarray:

@@ -57,7 +57,7 @@ class CrossFusion(Fusion):
         text_mask: ``bool[B, T]``, ``True`` = real token; with a cache over its L places, ``bool[B, L]``.
         image_mask: ``bool[B, P]``, ``True`` = real patch.
         causal: Whether a text token sees only the text up to itself. The image is seen whole. Not for ``"image"``.
-        cache: A `FusionCache` from `init_cache`, for step by step decoding.
+        cache: A `FusionCache` from `init_cache`, for step by step decoding, or from `read_image`, for many texts about one image.
         return_scores: Whether to return the attention from text to image.
         training: Whether dropout is active.
 
@@ -233,6 +233,17 @@ class CrossFusion(Fusion):
             scores=ops.stack(scores, axis=1) if return_scores else None,
             cache=None if cache is None else FusionCache(tuple(caches)),
         )
+
+    def read_image(self, image: KerasTensor, image_mask: KerasTensor | None = None) -> FusionCache | None:
+        """The image's keys and values of each layer; None where the image asks too."""
+        if self.direction != "text":
+            return None
+        image, image_mask = self.checked_image(image, image_mask)
+        return FusionCache(tuple(block.read_context(image, image_mask) for block in self.blocks))
+
+    def holds_text(self, cache: FusionCache) -> bool:
+        """Whether there is room for a text in its layers."""
+        return all(layer.self_attention is not None for layer in cache.layers)
 
     def owns_cache(self, cache: FusionCache) -> bool:
         """Whether it is a `mmfusion.layers.BlockCache` with an image a layer."""

@@ -207,6 +207,24 @@ class Fusion(keras.layers.Layer):
         """Prepares decoding: room for `max_length` text tokens, and all that depends on the image alone, computed once."""
         raise NotImplementedError(f"{type(self).__name__} does not implement init_cache")
 
+    def read_image(self, image: KerasTensor, image_mask: KerasTensor | None = None) -> FusionCache | None:
+        """All that depends on the image alone, computed once for many texts that are read whole.
+
+        Given as `cache`, it stands for the image; the texts may be more than its rows, and consecutive ones then share a row.
+
+        Args:
+            image: ``float[B, P, Di]``.
+            image_mask: ``bool[B, P]``, ``True`` = real patch.
+
+        Returns:
+            The `FusionCache`, or None where what is made of the image depends on the text.
+        """
+        return None
+
+    def holds_text(self, cache: FusionCache) -> bool:
+        """Whether a cache of this fusion is from `init_cache`, for decoding, and not from `read_image`."""
+        return True
+
     def owns_cache(self, cache: FusionCache) -> bool:
         """Whether a cache has the form that `init_cache` of this fusion gives."""
         return is_made_of(cache, self.cache_entry, self.depth)
@@ -305,6 +323,9 @@ class Fusion(keras.layers.Layer):
                     expected=f"what init_cache of this {type(self).__name__} gives",
                     found=told_cache(cache),
                 )
+            if not self.holds_text(cache):
+                text_mask = self._mask(text_mask, "text_mask", text, text.shape[1])
+                return Streams(without_masked(text, text_mask), None, text_mask, None)
             if not causal:
                 raise ConfigError(
                     "a cache holds what came before, so decoding with it is causal", where=self.name, fix="pass causal=True"

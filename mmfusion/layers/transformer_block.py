@@ -56,7 +56,7 @@ class TransformerBlock(keras.layers.Layer):
         context_mask: ``bool[B, S]`` (or ``bool[B, N, S]``), ``True`` = real token. Default: all real, or the context's own
             Keras mask.
         causal: Whether a token sees itself and what precedes it alone, with all of the prefix. Default False.
-        cache: A `BlockCache` from `init_cache`.
+        cache: A `BlockCache` from `init_cache`; or from `read_context`, which holds a context alone: the tokens are read whole.
         prefix: Keys and values of M tokens before these, seen by all of them: a `ContextCache` from `project_prefix`, or the
             `prefix` that a block returns. With a cache, the cache's counts.
         use_context: Whether to look at the context; False leaves that branch out. Default True.
@@ -227,6 +227,12 @@ class TransformerBlock(keras.layers.Layer):
         mask = ops.ones(ops.shape(prefix.key)[:2], "bool") if prefix.mask is None else prefix.mask
         return BlockCache(KeyValueCache(key, value, ops.cast(ops.convert_to_tensor(length), "int32")), crossed, mask)
 
+    def read_context(self, context: KerasTensor, context_mask: KerasTensor | None = None) -> BlockCache:
+        """The context's keys and values, computed once for many texts that are read whole; a row serves as many of them."""
+        if self.cross is None:
+            raise ConfigError("a block without cross-attention reads no context", where=self.name, fix="cross_attention=True")
+        return BlockCache(None, self.cross.project_context(self._context(context, context_mask), context_mask))
+
     def project_prefix(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> ContextCache:
         """Keys and values of ``float[B, M, D]`` tokens that others see before them; ``bool[B, M]``, ``True`` = real token."""
         self._check_prefix()
@@ -255,7 +261,8 @@ class TransformerBlock(keras.layers.Layer):
     ) -> KerasTensor | BlockOutput:
         """Applies the block; see the class."""
         mask = self._check_call(tokens, mask, context if use_context else None, cache, use_context)
-        if cache is None and mask is not None:
+        step = cache is not None and (cache.self_attention is not None or self.attention is None)
+        if not step and mask is not None:
             # The residual stream, norms and projections multiply by the tokens too: NaN behind the mask ends here.
             tokens = without_masked(tokens, real_tokens(mask))
         itself: Any = AttentionOutput(None, None, None)
@@ -263,7 +270,7 @@ class TransformerBlock(keras.layers.Layer):
         if self.attention is not None:
             inputs = self.attention_norm(tokens) if self.norm_first else tokens
             options = {"return_scores": return_scores, "training": training}
-            if cache is not None:
+            if cache is not None and cache.self_attention is not None:
                 result = self.attention(inputs, context_mask=mask, cache=cache.self_attention, **options)
             else:
                 own = self._own(inputs, mask, prefix) if return_prefix or prefix is not None else None
@@ -314,7 +321,7 @@ class TransformerBlock(keras.layers.Layer):
             mask = getattr(tokens, "_keras_mask", None) if mask is None else mask
             return checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
         if cache.self_attention is None:
-            return None
+            return None if self.attention is None else checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
         room, prefix_mask = cache.self_attention.key, cache.prefix_mask
         if prefix_mask is None:
             return checked_mask(mask, "mask", self.name, tokens.shape, room.shape[1])

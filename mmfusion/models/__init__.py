@@ -6,6 +6,7 @@ from mmfusion.models.contrastive_head import ContrastiveHead
 from mmfusion.models.factory import build_model
 from mmfusion.models.image_text_model import ImageTextModel
 from mmfusion.models.masked_language_head import MaskedLanguageHead
+from mmfusion.models.matching import match_groups, match_matrix
 from mmfusion.models.matching_head import MatchingHead
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "MaskedLanguageHead",
     "MatchingHead",
     "build_model",
+    "match_groups",
+    "match_matrix",
     "stream_captions",
     "write_captions",
 ]

@@ -19,6 +19,7 @@ from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead, mean_of_real
 from mmfusion.models.fusing import fuse, fusion_of, image_read
 from mmfusion.models.masked_language_head import MaskedLanguageHead
+from mmfusion.models.matching import match_matrix
 from mmfusion.models.matching_head import MatchingHead
 
 _PARTS = ("image_encoder", "text_encoder", "fusion", *(f"{name}_head" for name in HEADS), "image_pooling", "modality_dropout")
@@ -253,6 +254,12 @@ class ImageTextModel(keras.Model):
         if self.matching_tokens == "image":
             return head(mean_of_real(image, image_mask)[:, None])
         return head(fused.text, image=image, image_mask=image_mask)
+
+    def match_matrix(
+        self, images: KerasTensor, token_ids: KerasTensor, token_mask: KerasTensor | None = None, **options: Any
+    ) -> KerasTensor:
+        """Logits ``float32[I, N]`` of all images with all texts, or with the likeliest; see `mmfusion.models.match_matrix`."""
+        return match_matrix(self, images, token_ids, token_mask, **options)
 
     def masked_language_logits(
         self,
