@@ -17,8 +17,8 @@ def grouped(images: npt.NDArray[np.int64], size: int) -> tuple[npt.NDArray[np.in
         size: C, pairs a group.
 
     Returns:
-        The image of each group, ``int64[G]``, and the places of its pairs, ``int64[G, C]``: each place at least once, the last one
-        of a group again and again where it is not full.
+        The image of each group, ``int64[G]``, and the places of its pairs, ``int64[G, C]``: each place at least once, the last
+        one of a group again and again where it is not full.
 
     Example:
         >>> import numpy as np
