@@ -207,5 +207,5 @@ def test_impossible_compositions_are_refused():
         ImageTextModel(**streams, contrastive_head=parts.contrastive_head, contrastive_tokens="fusion")
     with pytest.raises(ConfigError, match="the matching and captioning heads need a fusion"):
         ImageTextModel(**streams, matching_head=parts.matching_head, captioning_head=parts.captioning_head)
-    with pytest.raises(ConfigError, match="expected encoder or fusion"):
+    with pytest.raises(ConfigError, match="expected encoder or pooling or fusion"):
         tiny_model(contrastive_tokens="patches")

@@ -1,8 +1,8 @@
-"""Writes a CoCa of open_clip's with random weights, and what it does, to a folder: ``python open_clip_reference.py FOLDER [NAME]``.
+"""Writes a CoCa of open_clip's with random weights, and what it does: ``python open_clip_reference.py FOLDER [NAME]``.
 
-For the Python of another environment, which has open_clip but not this package: torch, ``transformers==4.49.0`` (whose beam search
-open_clip imports), safetensors, ftfy, regex, and without their dependencies open-clip-torch, timm and torchvision. NAME is one of
-open_clip's configurations (``coca_ViT-B-32``); without it a tiny one is made.
+For the Python of another environment, which has open_clip but not this package: torch, ``transformers==4.49.0`` (whose beam
+search open_clip imports), safetensors, ftfy, regex, and without their dependencies open-clip-torch, timm and torchvision. NAME is
+one of open_clip's configurations (``coca_ViT-B-32``); without it a tiny one is made.
 
 In the folder: ``config.json``, ``model.safetensors``, ``reference.npz``.
 """
