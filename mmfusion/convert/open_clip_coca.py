@@ -11,7 +11,18 @@ import keras
 from mmfusion.convert.filling import fill
 from mmfusion.convert.reading import check_fixed, known_section
 from mmfusion.convert.state import State, read_config, read_state
-from mmfusion.convert.tensors import Table, as_it_is, feed_forward, fused_attention, norm, patches, placed_token, reshaped, rows
+from mmfusion.convert.tensors import (
+    Table,
+    as_it_is,
+    feed_forward,
+    fused_attention,
+    norm,
+    patches,
+    placed_token,
+    reshaped,
+    rows,
+    transposed,
+)
 from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import CrossFusion
@@ -72,48 +83,42 @@ def convert_open_clip_coca(
     config = read_config(config)
     tensors = read_state(state)
     model = _model(config, dtype)
-    layers = {name: config[name].get("layers", 12) for name in ("vision_cfg", "text_cfg", "multimodal_cfg")}
     bias = {"contrastive_head.bias": reshaped(as_it_is("logit_bias"), ())} if "logit_bias" in tensors else {}
     kept = ["text_encoder.token_embedding.output_bias", *([] if bias else ["contrastive_head.bias"])]
-    fill(model, {**names(layers["vision_cfg"], layers["text_cfg"], layers["multimodal_cfg"], config), **bias}, tensors,
-         family=_FAMILY, kept=kept)  # fmt: skip
+    fill(model, {**_names(config), **bias}, tensors, family=_FAMILY, kept=kept)
     return model
 
 
-def names(vision_layers: int, text_layers: int, decoder_layers: int, config: Mapping[str, Any]) -> Table:
-    """Ours of theirs.
-
-    Args:
-        vision_layers: Blocks of the image encoder.
-        text_layers: Blocks of the text encoder.
-        decoder_layers: Layers of the decoder.
-        config: Says whether there is a norm before the blocks, and gains.
-    """
-    vision, text, decoder = (config[name] for name in ("vision_cfg", "text_cfg", "multimodal_cfg"))
+def _names(config: Mapping[str, Any]) -> Table:
+    """Ours of theirs."""
+    vision, text, decoder = (
+        known_section(config, section, defaults, _FAMILY)
+        for section, defaults in (("vision_cfg", _VISION), ("text_cfg", _TEXT), ("multimodal_cfg", _DECODER))
+    )
     pooler = "visual.attn_pool"
     return {
         "image_encoder": {
             "patch_embedding.projection": patches("visual.conv1", bias=False),
             "patch_embedding.position": rows("visual.positional_embedding", 1, None),
             "leading_tokens": reshaped(placed_token("visual.class_embedding", "visual.positional_embedding", 0), (1, -1)),
-            **({} if vision.get("no_ln_pre") else {"first_norm": norm("visual.ln_pre")}),
-            **{f"blocks.{i}": _block(f"visual.transformer.resblocks.{i}", vision) for i in range(vision_layers)},
+            **({} if vision["no_ln_pre"] else {"first_norm": norm("visual.ln_pre")}),
+            **{f"blocks.{i}": _block(f"visual.transformer.resblocks.{i}", vision) for i in range(vision["layers"])},
         },
         "image_pooling": {
             "query": f"{pooler}.query",
             "query_norm": norm(f"{pooler}.ln_q"),
             "tokens_norm": norm(f"{pooler}.ln_k"),
-            "attention": _pooler_attention(f"{pooler}.attn", config),
+            "attention": _pooler_attention(f"{pooler}.attn", fused=vision["width"] == config["embed_dim"]),
             "pooled_norm": norm("visual.ln_post"),
         },
         "text_encoder": {
             "token_embedding.embedding": "text.token_embedding.weight",
             "token_embedding.position": rows("text.positional_embedding", None, -1),
             "class_embedding": placed_token("text.cls_emb", "text.positional_embedding", -1),
-            **{f"blocks.{i}": _block(f"text.transformer.resblocks.{i}", text) for i in range(text_layers)},
+            **{f"blocks.{i}": _block(f"text.transformer.resblocks.{i}", text) for i in range(text["layers"])},
         },
         "fusion": {
-            **{f"blocks.{i}": _layer(i, decoder) for i in range(decoder_layers)},
+            **{f"blocks.{i}": _layer(i, decoder) for i in range(decoder["layers"])},
             "norm": norm("text_decoder.ln_final"),
         },
         "contrastive_head": {
@@ -159,26 +164,20 @@ def _attention(name: str) -> Table:
     return fused_attention(f"{name}.in_proj_weight", f"{name}.in_proj_bias", f"{name}.out_proj")
 
 
-def _pooler_attention(name: str, config: Mapping[str, Any]) -> Table:
+def _pooler_attention(name: str, fused: bool) -> Table:
     """PyTorch keeps three matrices where the width of what is pooled is another than that of the queries."""
-    fused = _attention(name)
-    if config["vision_cfg"].get("width", 768) == config["embed_dim"]:
-        return fused
+    table = _attention(name)
+    if fused:
+        return table
     parts = {part: f"{name}.{letter}_proj_weight" for part, letter in (("query", "q"), ("key", "k"), ("value", "v"))}
     return {
-        **fused,
-        **{
-            f"{part}_projection": {**fused[f"{part}_projection"], "kernel": _transposed(weight)} for part, weight in parts.items()
-        },
+        **table,
+        **{f"{part}_projection": {**table[f"{part}_projection"], "kernel": transposed(weight)} for part, weight in parts.items()},
     }
 
 
-def _transposed(name: str) -> Any:
-    return as_it_is(name)._replace(form=lambda matrix: matrix.T)
-
-
 def _gains(section: Mapping[str, Any], **branches: str) -> Table:
-    if section.get("ls_init_value") is None:
+    if section["ls_init_value"] is None:
         return {}
     return {f"gains.{branch}.gain": f"{name}.gamma" for branch, name in branches.items()}
 

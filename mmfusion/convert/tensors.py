@@ -35,7 +35,7 @@ def dense(name: str, bias: bool = True) -> Table:
         >>> sorted(dense("mlp.fc1"))
         ['bias', 'kernel']
     """
-    return {"kernel": Tensors((f"{name}.weight",), _transposed), **({"bias": f"{name}.bias"} if bias else {})}
+    return {"kernel": transposed(f"{name}.weight"), **({"bias": f"{name}.bias"} if bias else {})}
 
 
 def norm(name: str) -> Table:
@@ -129,6 +129,17 @@ def reshaped(tensors: Tensors, shape: tuple[int, ...]) -> Tensors:
     return Tensors(tensors.names, lambda *arrays: tensors.form(*arrays).reshape(shape))
 
 
+def transposed(name: str) -> Tensors:
+    """A matrix, its axes exchanged."""
+
+    def form(matrix: Array) -> Array:
+        if matrix.ndim != 2:
+            raise ValueError("a matrix")
+        return matrix.T
+
+    return Tensors((name,), form)
+
+
 def as_it_is(name: str) -> Tensors:
     """One tensor, unchanged."""
     return Tensors((name,), lambda array: array)
@@ -149,9 +160,3 @@ def flattened(table: Table, owner: str = "") -> dict[str, Tensors]:
         else:
             flat[path] = as_it_is(value) if isinstance(value, str) else value
     return flat
-
-
-def _transposed(matrix: Array) -> Array:
-    if matrix.ndim != 2:
-        raise ValueError("a matrix")
-    return matrix.T

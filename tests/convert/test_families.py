@@ -132,6 +132,23 @@ def test_a_bias_of_the_similarity_is_read_where_there_is_one():
     np.testing.assert_allclose(to_numpy(model.contrastive_head.log_scale), coca()["logit_scale"])
 
 
+def test_gains_of_branches_are_read_where_there_are_any():
+    config, state = deepcopy(COCA_CONFIG), coca()
+    for section in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+        config[section]["ls_init_value"] = 0.1
+    gains = {
+        f"{norm.removesuffix('.ln_1.weight')}.{gain}.gamma": np.random.default_rng(3).normal(size=tensor.shape)
+        for norm, tensor in state.items() if norm.endswith(".ln_1.weight") for gain in ("ls_1", "ls_2")
+    }  # fmt: skip
+    model = convert_open_clip_coca({**state, **gains}, config)
+    layer = model.fusion.blocks[1].gains
+    for ours, theirs in {
+        "attention": "resblocks.1.ls_1", "between": "resblocks.1.ls_2", "cross": "cross_attn.1.ls_1",
+        "feed_forward": "cross_attn.1.ls_2",
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(to_numpy(layer[ours].gain), gains[f"text_decoder.{theirs}.gamma"], atol=1e-6)
+
+
 def test_queries_that_embed_are_no_queries_that_are_read():
     model = convert_open_clip_coca(coca(), COCA_CONFIG)
     pooled = to_numpy(model.image_pooling(model.image_encoder(IMAGES)))

@@ -17,6 +17,7 @@ from mmfusion.convert import convert_blip_captioning, convert_blip_retrieval
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
+GREEDY = {"num_beams": 1, "do_sample": False}
 TINY = {
     "vision_config": {
         "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
@@ -34,11 +35,11 @@ SIZES = [pytest.param(TINY, id="tiny"), pytest.param(BASE, id="base", marks=pyte
 
 
 def random_values(module):
-    """Biases and norms too; matrices of a size that keeps what they make about as large as what they read."""
+    """Biases and norms too; matrices small enough that what is said varies from word to word."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in module.parameters():
-            spread = 0.2 if weight.dim() < 2 else 1.5 * weight[0].numel() ** -0.5
+            spread = 0.2 if weight.dim() < 2 else 0.8 * weight[0].numel() ** -0.5
             weight.copy_((weight if weight.dim() < 2 else 0.0) + spread * torch.randn(weight.shape, generator=generator))
     return module.eval()
 
@@ -47,8 +48,8 @@ def pair(kind, convert, config):
     config = BlipConfig(**config)
     theirs = random_values(kind(config))
     if kind is BlipForConditionalGeneration:
-        # Which ours never writes.
         with torch.no_grad():
+            # Which ours never writes.
             theirs.text_decoder.cls.predictions.bias[[config.text_config.pad_token_id, config.text_config.bos_token_id]] -= 50.0
     random, size, vocabulary = np.random.default_rng(0), config.vision_config.image_size, config.text_config.vocab_size
     images = random.normal(size=(4, size, size, 3)).astype("float32")
@@ -67,9 +68,9 @@ def pair(kind, convert, config):
 
 def end_two(model, pictures):
     """Makes the end so likely that two of four captions of 16 tokens end before their last two."""
-    options = {"max_new_tokens": 14, "num_beams": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {"max_new_tokens": 14, "min_new_tokens": 14, "output_logits": True, "return_dict_in_generate": True}
     with torch.inference_mode():
-        logits = torch.stack(model.generate(pixel_values=pictures, **options).logits, dim=1)
+        logits = torch.stack(model.generate(pixel_values=pictures, **GREEDY, **options).logits, dim=1)[:, 3:]
     short = (logits.max(-1).values - logits[..., model.config.text_config.sep_token_id]).min(1).values.sort().values
     with torch.no_grad():
         model.text_decoder.cls.predictions.bias[model.config.text_config.sep_token_id] += (short[1] + short[2]) / 2
@@ -98,15 +99,15 @@ def test_image_features_and_logits(captioning):
 def test_greedy_words(captioning):
     head, most = captioning.ours.captioning_head, 16
     with torch.inference_mode():
-        options = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
+        options = {**GREEDY, "max_new_tokens": most, "min_new_tokens": 3}
         expected = captioning.theirs.generate(pixel_values=captioning.inputs["pixel_values"], **options).numpy()
     assert (expected[:, 0] == head.start_id).all() and not (expected[:, 1:] == head.start_id).any()
     written = np.full((4, most), head.pad_id)
     written[:, : expected.shape[1] - 1] = expected[:, 1:]
-    found = captioning.ours.caption(captioning.images, max_tokens=most)
+    found = captioning.ours.caption(captioning.images, max_tokens=most, min_tokens=3)
     np.testing.assert_array_equal(to_numpy(found.token_ids), written)
     lengths = to_numpy(found.lengths)
-    assert (lengths < most).sum() == 2 and len(np.unique(written)) > 5
+    assert (lengths < most).sum() == 2 and len(np.unique(written)) >= 5
 
 
 def test_matching_and_contrast(retrieval):
