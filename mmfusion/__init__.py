@@ -41,7 +41,7 @@ _HOMES = {
     "train": "training",
 }
 _ROOMS = (
-    "config", "data", "decoding", "encoders", "errors", "evaluation", "explain", "export", "fusion", "layers",
+    "config", "convert", "data", "decoding", "encoders", "errors", "evaluation", "explain", "export", "fusion", "layers",
     "losses", "models", "retrieval", "text", "training", "tuning",
 )  # fmt: skip
 

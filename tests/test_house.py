@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "fusion": {"layers"},
     "encoders": {"layers", "fusion"},
     "models": {"config", "layers", "fusion", "encoders", "decoding"},
+    "convert": {"layers", "fusion", "encoders", "models"},
     "data": {"config", "text"},
     "evaluation": {"config", "text", "data", "losses", "models"},
     "explain": {"config", "text", "data", "layers", "models", "evaluation"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "tuning": {"config", "training"},
     "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "training", "tuning", "text"},
 }
-KERAS_ONLY = ("layers", "fusion", "encoders", "models", "losses", "decoding")
+KERAS_ONLY = ("layers", "fusion", "encoders", "models", "losses", "decoding", "convert")
 # The one file that turns Keras code into a graph of whichever backend there is.
 COMPILER = Path("decoding", "compiled.py")
 HEAVY = ("tensorflow_text", "tensorflow_datasets", "keras_tuner", "torch", "transformers", "faiss", "matplotlib")

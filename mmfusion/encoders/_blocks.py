@@ -1,9 +1,10 @@
-"""The stack of blocks that encoders are made of."""
+"""What encoders are made of: a stack of blocks, and what one encoder asks of another."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mmfusion.errors import ConfigError
 from mmfusion.layers import TransformerBlock
 
 
@@ -13,3 +14,16 @@ def transformer_blocks(depth: int, *, stochastic_depth: float = 0.0, **options: 
         TransformerBlock(stochastic_depth=stochastic_depth * index / max(depth - 1, 1), name=f"block_{index}", **options)
         for index in range(depth)
     ]
+
+
+def check_patches_alone(encoder: Any, where: str) -> None:
+    """Refuses an encoder inside another that gives more than patches: the outer one lays out its tokens by their grid."""
+    leading = getattr(encoder, "num_leading_tokens", 0)
+    if leading:
+        raise ConfigError(
+            "an encoder inside another gives patches alone",
+            where=where,
+            expected="num_leading_tokens=0",
+            found=leading,
+            fix="build it without leading tokens",
+        )

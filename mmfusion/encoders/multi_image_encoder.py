@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.encoders._blocks import check_patches_alone
 from mmfusion.errors import ConfigError
 from mmfusion.layers import TransformerBlock
 from mmfusion.layers.checks import checked_mask
@@ -41,7 +42,8 @@ class MultiImageEncoder(keras.layers.Layer):
         ``float[B, N · P, D]``, image by image; `token_mask` says which are real. `grid` is ``(N, rows, cols)``.
 
     Raises:
-        ConfigError: If there is room for no image, or the images are not as many as there is room for.
+        ConfigError: If there is room for no image, the encoder gives more than patches, or the images are not as many as there is
+            room for.
 
     Example:
         >>> import numpy as np
@@ -71,6 +73,7 @@ class MultiImageEncoder(keras.layers.Layer):
         if max_images < 1 or joint_depth < 0:
             expected, found = "max_images at least 1, joint_depth at least 0", f"{max_images} and {joint_depth}"
             raise ConfigError("impossible sizes", where=self.name, expected=expected, found=found)
+        check_patches_alone(encoder, self.name)
         self.encoder = encoder
         self.max_images = max_images
         self.joint_depth = joint_depth

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.encoders._blocks import check_patches_alone
 from mmfusion.encoders.text_transformer import TextTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import Fusion
@@ -37,7 +38,8 @@ class SourceImageEncoder(keras.layers.Layer):
         ``float[B, P + S, D]``, the patches first; `token_mask` says which are real.
 
     Raises:
-        ConfigError: If the fusion leaves the text uninformed, or the inputs lack a part.
+        ConfigError: If the fusion leaves the text uninformed, the image encoder gives more than
+            patches, or the inputs lack a part.
 
     Example:
         >>> import numpy as np
@@ -64,6 +66,7 @@ class SourceImageEncoder(keras.layers.Layer):
             raise ConfigError(
                 "this fusion leaves the text as it was", where=type(fusion).__name__, fix="choose a style that informs the text"
             )
+        check_patches_alone(image_encoder, self.name)
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.fusion = fusion

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-from keras import KerasTensor
+from keras import KerasTensor, ops
 
 from mmfusion.encoders._blocks import transformer_blocks
 from mmfusion.errors import ConfigError
@@ -17,8 +17,8 @@ from mmfusion.layers import PatchEmbedding
 class VisionTransformer(keras.layers.Layer):
     """Encodes images as patch tokens with a pre-norm transformer (ViT).
 
-    ``tokens = LayerNorm(Block_L(… Block_1(PatchEmbedding(image))))``. There is no class token: the tokens are exactly the
-    patches, row by row, so that attention over them can be drawn on the picture.
+    ``tokens = LayerNorm(Block_L(… Block_1(PatchEmbedding(image))))``. The tokens are exactly the patches, row by row, so that
+    attention over them can be drawn on the picture, unless `num_leading_tokens` puts learned tokens before them.
 
     Args:
         image_size: Height and width in pixels; one number means a square.
@@ -33,22 +33,26 @@ class VisionTransformer(keras.layers.Layer):
         stochastic_depth: Rate of dropping the last block's branches; it grows linearly from 0 with depth. Default 0.
         layer_scale: Initial gain of each branch; None has no gain. Default None.
         kernel: How attention is computed, see `mmfusion.layers.Attention`. Default ``"exact"``.
-        positions: Of the embedding, see `mmfusion.layers.PatchEmbedding`. Default ``"learned"``.
         positions: What is added to the embedding: ``"learned"``, ``"sinusoidal"`` or ``"none"`` (rotary ones are a block option).
             Default ``"learned"``.
-        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}``;
-            of ``{"rotary": "2d"}`` the grid is that of the patches.
-            Default none.
+        num_leading_tokens: Learned tokens before the patches, C: 1 is a class token (ViT, CLIP, BLIP), more are registers. What
+            a class token's own position adds is part of it. Rotary positions leave them out. Default 0.
+        patch_bias: Whether the projection of the patches has a bias; CLIP's has none. Default True.
+        pre_norm: Whether the embedding is normalised before the first block, as in CLIP. Default False.
+        final_norm: Whether what the last block gives is normalised; where False, whoever reads it does. Default True.
+        norm_epsilon: Of all normalisations, those of the blocks too. Default 1e-6.
+        block_options: Further arguments of each `mmfusion.layers.TransformerBlock`, such as ``{"query_key_norm": True}`` or
+            ``{"activation": "quick_gelu"}``; of ``{"rotary": "2d"}`` the grid is that of the patches. Default none.
 
     Call arguments:
         images: ``float[B, H, W, 3]``, normalised as the data pipeline does.
         training: Whether dropout is active.
 
     Returns:
-        ``float[B, P, D]`` with ``P = rows * cols``, row-major.
+        ``float[B, C + P, D]``: the leading tokens, then ``P = rows * cols`` patches, row-major.
 
     Raises:
-        ConfigError: If the image size is not a multiple of the patch size.
+        ConfigError: If the image size is not a multiple of the patch size, or there are fewer than 0 leading tokens.
 
     Example:
         >>> import numpy as np
@@ -57,7 +61,8 @@ class VisionTransformer(keras.layers.Layer):
         >>> tuple(encoder(np.zeros((2, 32, 32, 3), "float32")).shape), encoder.grid
         ((2, 16, 16), (4, 4))
 
-    Source: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (arXiv:2010.11929).
+    Source: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (arXiv:2010.11929); registers: Darcet et al. 2024
+    (arXiv:2309.16588).
     """
 
     def __init__(
@@ -75,6 +80,11 @@ class VisionTransformer(keras.layers.Layer):
         layer_scale: float | None = None,
         kernel: str = "exact",
         positions: str = "learned",
+        num_leading_tokens: int = 0,
+        patch_bias: bool = True,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        norm_epsilon: float = 1e-6,
         block_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -101,12 +111,21 @@ class VisionTransformer(keras.layers.Layer):
         self.layer_scale = layer_scale
         self.kernel = kernel
         self.positions = positions
+        self.num_leading_tokens = num_leading_tokens
+        self.patch_bias = patch_bias
+        self.pre_norm = pre_norm
+        self.final_norm = final_norm
+        self.norm_epsilon = norm_epsilon
         self.block_options = dict(block_options or {})
-        options = dict(self.block_options)
-        if options.get("rotary") == "2d":
-            options["attention_options"] = {"grid": self.grid, **(options.get("attention_options") or {})}
+        if num_leading_tokens < 0:
+            raise ConfigError("impossible num_leading_tokens", where=self.name, expected="at least 0", found=num_leading_tokens)
         self.patch_embedding = PatchEmbedding(
-            patch_size=patch_size, dim=dim, positions=positions, dtype=self.dtype_policy, name="patch_embedding"
+            patch_size=patch_size,
+            dim=dim,
+            positions=positions,
+            use_bias=patch_bias,
+            dtype=self.dtype_policy,
+            name="patch_embedding",
         )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.blocks = transformer_blocks(
@@ -119,9 +138,23 @@ class VisionTransformer(keras.layers.Layer):
             layer_scale=layer_scale,
             kernel=kernel,
             dtype=self.dtype_policy,
-            **options,
+            **self._options_of_blocks(),
         )
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
+        self.first_norm = self._norm("pre_norm") if pre_norm else None
+        self.norm = self._norm("norm") if final_norm else None
+
+    def _options_of_blocks(self) -> dict[str, Any]:
+        options = {"norm_epsilon": self.norm_epsilon, **self.block_options}
+        rotary = options.get("rotary")
+        known: dict[str, Any] = {"grid": self.grid} if rotary == "2d" else {}
+        if rotary and self.num_leading_tokens:
+            known["num_unrotated_tokens"] = self.num_leading_tokens
+        if known:
+            options["attention_options"] = {**known, **(options.get("attention_options") or {})}
+        return options
+
+    def _norm(self, name: str) -> keras.layers.LayerNormalization:
+        return keras.layers.LayerNormalization(epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -136,10 +169,15 @@ class VisionTransformer(keras.layers.Layer):
     def build(self, images_shape: Sequence[int | None] | None = None) -> None:
         """Builds all parts; the shape is known from `image_size`."""
         self.patch_embedding.build(self.images_shape)
-        tokens_shape = (None, self.grid[0] * self.grid[1], self.dim)
-        for block in self.blocks:
-            block.build(tokens_shape)
-        self.norm.build(tokens_shape)
+        tokens_shape = (None, self.num_leading_tokens + self.grid[0] * self.grid[1], self.dim)
+        if self.num_leading_tokens:
+            initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+            self.leading_tokens = self.add_weight(
+                shape=(self.num_leading_tokens, self.dim), initializer=initializer, name="leading_tokens"
+            )
+        for layer in (self.first_norm, *self.blocks, self.norm):
+            if layer is not None:
+                layer.build(tokens_shape)
         self.built = True
 
     def call(self, images: KerasTensor, training: bool | None = None) -> KerasTensor:
@@ -153,19 +191,27 @@ class VisionTransformer(keras.layers.Layer):
                 found=f"{list(images.shape)}",
                 fix="resize the images, or build the encoder with their image_size",
             )
-        tokens = self.dropout_layer(self.patch_embedding(images), training=training)
+        tokens = self.patch_embedding(images)
+        if self.num_leading_tokens:
+            shape = (ops.shape(tokens)[0], self.num_leading_tokens, self.dim)
+            leading = ops.broadcast_to(ops.cast(self.leading_tokens, tokens.dtype)[None], shape)
+            tokens = ops.concatenate([leading, tokens], axis=1)
+        tokens = self.dropout_layer(tokens, training=training)
+        if self.first_norm is not None:
+            tokens = self.first_norm(tokens)
         for block in self.blocks:
             tokens = block(tokens, training=training)
-        return self.norm(tokens)
+        return tokens if self.norm is None else self.norm(tokens)
 
     def compute_output_shape(self, images_shape: Sequence[int | None]) -> tuple[int | None, int, int]:
-        """``[B, P, D]``."""
-        return images_shape[0], self.grid[0] * self.grid[1], self.dim
+        """``[B, C + P, D]``."""
+        return images_shape[0], self.num_leading_tokens + self.grid[0] * self.grid[1], self.dim
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
             "image_size", "patch_size", "dim", "depth", "num_heads", "mlp_ratio", "dropout", "attention_dropout",
-            "stochastic_depth", "layer_scale", "kernel", "positions", "block_options",
+            "stochastic_depth", "layer_scale", "kernel", "positions", "num_leading_tokens", "patch_bias", "pre_norm",
+            "final_norm", "norm_epsilon", "block_options",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

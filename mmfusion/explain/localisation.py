@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -209,16 +210,20 @@ def _normalised(heat: npt.ArrayLike) -> Floats:
 
 
 def _on_grid(model: ImageTextModel, patches: Floats) -> Floats:
-    return patches.reshape(*patches.shape[:-1], *model.image_encoder.grid)
+    # What stands before the patches, a class token say, has no place in the picture.
+    grid = model.image_encoder.grid
+    return patches[..., -math.prod(grid) :].reshape(*patches.shape[:-1], *grid)
 
 
 def _similarity(model: ImageTextModel, images: Any, ids: Any, mask: Any) -> Floats:
     head = model.head("contrastive")
-    if model.contrastive_tokens == "fusion":
+    if model.contrastive_tokens != "encoder":
         raise ConfigError(
-            "this model embeds what its fusion makes of the picture, not patches", where=model.name, fix="use another method"
+            f"this model embeds what its {model.contrastive_tokens} makes of the picture, not patches",
+            where=model.name,
+            fix="use another method",
         )
-    patches = model.image_encoder(images, training=False)
+    patches = model.image_encoder(images, training=False)[:, -math.prod(model.image_encoder.grid) :]
     batch, count, width = (int(size) for size in patches.shape)
     each = np.asarray(head.embed_image(np.asarray(patches, np.float32).reshape(batch * count, 1, width)))
     text = np.asarray(model.encode_text(ids, mask, training=False))

@@ -14,7 +14,7 @@ from mmfusion.errors import ConfigError
 from mmfusion.layers import Attention
 from mmfusion.layers.watched_attention import SeenAttention, watched_attention
 from mmfusion.models import ImageTextModel
-from mmfusion.models.fusing import fuse
+from mmfusion.models.fusing import fuse, num_leading_tokens
 
 
 def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any, mask: Any) -> npt.NDArray[np.float32]:
@@ -27,7 +27,7 @@ def gradient_of_match_by_attention(model: ImageTextModel, images: Any, ids: Any,
         mask: ``bool[B, T]``, ``True`` = real token.
 
     Returns:
-        ``float32[B, layers, heads, T, P]``: ``A · max(∂match/∂A, 0)``.
+        ``float32[B, layers, heads, T, P]``: ``A · max(∂match/∂A, 0)``; what leading tokens get stands before the patches.
 
     Raises:
         ConfigError: If the model has no matching head, or its fusion has no such attention.
@@ -88,7 +88,7 @@ def gradient_of_match_by_patches(model: ImageTextModel, images: Any, ids: Any, m
         mask: ``bool[B, T]``, ``True`` = real token.
 
     Returns:
-        ``float32[B, P]``.
+        ``float32[B, P]``; what leading tokens get stands before the patches.
 
     Raises:
         ConfigError: If the model has no matching head.
@@ -101,7 +101,7 @@ def gradient_of_match_by_patches(model: ImageTextModel, images: Any, ids: Any, m
         logit = tf.reduce_sum(model.match_tokens(patches, text, mask, training=False))
     gradient = tape.gradient(logit, patches)
     patches = tf.cast(patches, tf.float32)
-    apart = patches - tf.reduce_mean(patches, axis=1, keepdims=True)
+    apart = patches - tf.reduce_mean(patches[:, num_leading_tokens(model.image_encoder) :], axis=1, keepdims=True)
     return tf.reduce_sum(apart * tf.cast(gradient, tf.float32), axis=-1).numpy()
 
 

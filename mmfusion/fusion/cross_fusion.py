@@ -9,7 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
-from mmfusion.fusion.cost import Cost
+from mmfusion.fusion.cost import Cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
 from mmfusion.layers import BlockOutput
@@ -25,14 +25,15 @@ class CrossFusion(Fusion):
     ``x += SelfAttention(Norm(x)); x += CrossAttention(Norm(x), other); x += FeedForward(Norm(x))``, for the stream that
     `direction` says. With ``"both"`` the two look at each other as the layer before left them (normalised, where normalisation
     comes first); with causal reading the image then does not look at the text, since it would carry later words to earlier ones.
+    With `feed_forward_between`, ``x += FeedForward(Norm(x))`` stands before the cross-attention too.
     With ``"image"`` the text comes out as it went in, so nothing that reads fused text can use it: it is for what reads
     the image, such as finding what a phrase names.
 
-    Cost of a pass with T text tokens, P image tokens, widths D and Di, for ``"text"``:
-    ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T + P))`` floating point operations; ``L·(T·D·(9 + r) + P·(Di + 2·D))`` numbers
-    kept for the gradient, and ``L·H·T·(T + P)`` more with the exact kernel. For ``"image"`` the same with the streams exchanged,
-    for ``"both"`` the sum. `cost` says them for given sizes. The last layer's image side of ``"both"`` informs
-    `FusionOutput.image` alone; in a graph, it is left out where that is not read.
+    Cost of a pass with T text tokens, P image tokens, widths D and Di, for ``"text"``: ``2·L·(T·D²·(6 + 2r) + 2·P·D·Di + 2·T·D·(T
+    + P))`` floating point operations; ``L·(T·D·(9 + r) + P·(Di + 2·D))`` numbers kept for the gradient, and ``L·H·T·(T + P)``
+    more with the exact kernel. For ``"image"`` the same with the streams exchanged, for ``"both"`` the sum.
+    `feed_forward_between` adds ``4·L·r·T·D²`` and ``L·T·D·(1 + r)``. `cost` says them for given sizes. The last layer's image
+    side of ``"both"`` informs `FusionOutput.image` alone; in a graph, it is left out where that is not read.
 
     Args:
         dim: Width of the text tokens, D.
@@ -50,6 +51,11 @@ class CrossFusion(Fusion):
         norm_first: Whether normalisation comes before each branch, and once at the end; False is after each sum, as in BERT.
             Default True.
         norm_epsilon: Of the normalisations. Default 1e-6.
+        context_norm: Whether a block normalises what it looks at. Default: where both streams look, and normalisation comes
+            first; elsewhere that is an encoder's output, normalised already.
+        feed_forward_between: Whether a feed-forward part of its own follows the self-attention too (open_clip's CoCa).
+            Default False.
+        activation: Of the feed-forward parts, see `mmfusion.layers.FeedForward`. Default ``"gelu"``.
 
     Call arguments:
         text: ``float[B, T, D]``.
@@ -98,6 +104,9 @@ class CrossFusion(Fusion):
         direction: str = "text",
         norm_first: bool = True,
         norm_epsilon: float = 1e-6,
+        context_norm: bool | None = None,
+        feed_forward_between: bool = False,
+        activation: str = "gelu",
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -116,12 +125,16 @@ class CrossFusion(Fusion):
         self.direction = direction
         self.norm_first = norm_first
         self.norm_epsilon = norm_epsilon
+        self.context_norm = context_norm
+        self.feed_forward_between = feed_forward_between
+        self.activation = activation
         if direction not in DIRECTIONS:
             raise ConfigError("unknown direction", where=self.name, expected=" or ".join(DIRECTIONS), found=repr(direction))
         options: dict[str, Any] = {
             "cross_attention": True,
-            # In the one-sided directions the context is an encoder's output, normalised already.
-            "context_norm": norm_first and direction == "both",
+            "context_norm": (norm_first and direction == "both") if context_norm is None else context_norm,
+            "feed_forward_between": feed_forward_between,
+            "activation": activation,
             "norm_first": norm_first,
             "norm_epsilon": norm_epsilon,
         }
@@ -163,6 +176,21 @@ class CrossFusion(Fusion):
             if norm is not None:
                 norm.build(shape)
         self.built = True
+
+    @property
+    def reads_text_alone(self) -> bool:
+        """Whether `text_tokens` can read a text without an image: not where the image alone asks, nor where both do."""
+        return self.direction == "text"
+
+    def text_tokens(
+        self, text: KerasTensor, text_mask: KerasTensor | None = None, causal: bool = False, training: bool | None = None
+    ) -> KerasTensor:
+        """The text as the layers read it where no image is given: without their cross-attention; see `Fusion`."""
+        self.check_text_alone()
+        text, text_mask = self.checked_text(text, text_mask)
+        for block in self.blocks:
+            text = block(text, mask=text_mask, causal=causal, use_context=False, training=training)
+        return text if self.norm is None else self.norm(text)
 
     def init_cache(
         self,
@@ -264,11 +292,14 @@ class CrossFusion(Fusion):
         self.check_lengths(text_length, image_length)
         text = self.cost_of_block(text_length, context=image_length, context_dim=self.image_dim)
         image = self.cost_of_block(image_length, self.image_dim, context=text_length, context_dim=self.dim)
+        if self.feed_forward_between:
+            text += feed_forward_cost(text_length, self.dim, self.mlp_ratio)
+            image += feed_forward_cost(image_length, self.image_dim, self.mlp_ratio)
         return self.depth * {"text": text, "image": image, "both": text + image}[self.direction]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        own = ("direction", "norm_first", "norm_epsilon")
+        own = ("direction", "norm_first", "norm_epsilon", "context_norm", "feed_forward_between", "activation")
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
 

@@ -154,6 +154,31 @@ class Fusion(keras.layers.Layer):
         return None
 
     @property
+    def reads_text_alone(self) -> bool:
+        """Whether `text_tokens` can read a text without an image."""
+        return False
+
+    def text_tokens(
+        self, text: KerasTensor, text_mask: KerasTensor | None = None, causal: bool = False, training: bool | None = None
+    ) -> KerasTensor:
+        """The text as the style's own layers read it where no image is given: one stack for both, as in BLIP.
+
+        Args:
+            text: ``float[B, T, D]``.
+            text_mask: ``bool[B, T]``, ``True`` = real token. Default: all real.
+            causal: Whether a token sees only itself and what precedes it. Default False.
+            training: Whether dropout is active.
+
+        Returns:
+            ``float[B, T, D]``.
+
+        Raises:
+            ConfigError: If the style cannot (`reads_text_alone`), or rank, width or dtype of text or mask is wrong.
+        """
+        self.check_text_alone()
+        raise NotImplementedError(f"{type(self).__name__} does not implement text_tokens")
+
+    @property
     def image_width(self) -> int:
         """The width D' of what `image_tokens` returns."""
         return self.image_dim
@@ -302,6 +327,12 @@ class Fusion(keras.layers.Layer):
         if not self.supports_causal:
             raise ConfigError("this fusion cannot be causal", where=self.name, fix="choose another style")
 
+    def check_text_alone(self) -> None:
+        """Refuses what only a fusion that reads a text alone does."""
+        if not self.reads_text_alone:
+            fix = "choose style cross with direction text"
+            raise ConfigError("this fusion cannot read a text alone", where=self.name, found=type(self).__name__, fix=fix)
+
     def checked(
         self,
         text: KerasTensor,
@@ -314,8 +345,8 @@ class Fusion(keras.layers.Layer):
         """The inputs of a call with zeros behind their masks; refuses what does not fit. Every style's call starts here."""
         if causal:
             self.check_causal()
-        check_tokens(text, "text", self.name, self.dim, "dim")
         if cache is not None:
+            check_tokens(text, "text", self.name, self.dim, "dim")
             if not self.owns_cache(cache):
                 raise ConfigError(
                     "the cache is of another fusion",
@@ -334,13 +365,19 @@ class Fusion(keras.layers.Layer):
             return Streams(text, None, self._mask(text_mask, "text_mask", text, None), None)
         if image is None:
             raise ConfigError("a fusion got no image", where=self.name, expected="an image, or a cache made of one")
-        text_mask = getattr(text, "_keras_mask", None) if text_mask is None else text_mask
-        text_mask = self._mask(text_mask, "text_mask", text, text.shape[1])
+        text, text_mask = self.checked_text(text, text_mask)
         image, image_mask = self.checked_image(image, image_mask)
         sizes = text.shape[0], image.shape[0]
         if None not in sizes and sizes[0] != sizes[1]:
             raise ConfigError("text and image differ in batch size", where=self.name, expected=sizes[0], found=sizes[1])
-        return Streams(without_masked(text, text_mask), image, text_mask, image_mask)
+        return Streams(text, image, text_mask, image_mask)
+
+    def checked_text(self, text: KerasTensor, text_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:
+        """Text tokens with zeros behind their mask, and the mask; refuses what does not fit."""
+        check_tokens(text, "text", self.name, self.dim, "dim")
+        text_mask = getattr(text, "_keras_mask", None) if text_mask is None else text_mask
+        text_mask = self._mask(text_mask, "text_mask", text, text.shape[1])
+        return without_masked(text, text_mask), text_mask
 
     def checked_image(self, image: KerasTensor, image_mask: KerasTensor | None) -> tuple[KerasTensor, KerasTensor | None]:
         """Image tokens with zeros behind their mask, and the mask; refuses what does not fit."""

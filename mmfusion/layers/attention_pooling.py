@@ -20,7 +20,8 @@ from mmfusion.layers.masks import real_keys, without_masked
 class AttentionPooling(keras.layers.Layer):
     """A learned query attends to all tokens: ``Attention(query, tokens)``; zeros for an example without a real token.
 
-    With `norm`, ``Attention(Norm(query), Norm(tokens))``; with `mlp_ratio`, ``x += FeedForward(Norm(x))`` follows.
+    With `norm`, ``Attention(Norm(query), Norm(tokens))``; with `mlp_ratio`, ``x += FeedForward(Norm(x))`` follows; with
+    `output_norm`, ``Norm(x)`` at the end.
 
     - SigLIP's head: one query, ``mlp_ratio=4``.
     - CoCa's poolers: ``num_queries=256, norm=True`` for the captioning decoder, and after it (a cascade) or beside it another
@@ -32,9 +33,10 @@ class AttentionPooling(keras.layers.Layer):
         dim: Width of the queries and of what comes out, D. Default: the tokens' width.
         norm: Whether queries and tokens are normalised first. Default False.
         mlp_ratio: Hidden width of a residual feed-forward part after the attention, over D; None has none. Default None.
+        output_norm: Whether what comes out is normalised (open_clip's CoCa). Default False.
         kernel: See `Attention`. Default ``"exact"``.
         attention_dropout: Rate of attention weights. Default 0.
-        activation: Of the feed-forward part. Default ``"gelu"``.
+        activation: Of the feed-forward part, see `FeedForward`. Default ``"gelu"``.
         norm_epsilon: Of the normalisations. Default 1e-6.
 
     Call arguments:
@@ -69,6 +71,7 @@ class AttentionPooling(keras.layers.Layer):
         dim: int | None = None,
         norm: bool = False,
         mlp_ratio: float | None = None,
+        output_norm: bool = False,
         kernel: str = "exact",
         attention_dropout: float = 0.0,
         activation: str = "gelu",
@@ -81,6 +84,7 @@ class AttentionPooling(keras.layers.Layer):
         self.dim = dim
         self.norm = norm
         self.mlp_ratio = mlp_ratio
+        self.output_norm = output_norm
         self.kernel = kernel
         self.attention_dropout = attention_dropout
         self.activation = activation
@@ -118,6 +122,9 @@ class AttentionPooling(keras.layers.Layer):
                 name="feed_forward",
             )
             self.feed_forward.build(queries_shape)
+        if self.output_norm:
+            self.pooled_norm = self._norm("output_norm")
+            self.pooled_norm.build(queries_shape)
         self.built = True
 
     def _norm(self, name: str) -> keras.layers.LayerNormalization:
@@ -142,8 +149,10 @@ class AttentionPooling(keras.layers.Layer):
         pooled, scores = (result.output, result.scores) if return_scores else (result, None)
         if self.mlp_ratio is not None:
             pooled = pooled + self.feed_forward(self.feed_forward_norm(pooled), training=training)
-            if mask is not None:
-                pooled = without_masked(pooled, ops.any(mask, axis=-1, keepdims=len(mask.shape) == 2))
+        if self.output_norm:
+            pooled = self.pooled_norm(pooled)
+        if mask is not None and (self.output_norm or self.mlp_ratio is not None):
+            pooled = without_masked(pooled, ops.any(mask, axis=-1, keepdims=len(mask.shape) == 2))
         pooled = pooled[:, 0] if self.num_queries == 1 else pooled
         return AttentionOutput(pooled, scores, None) if return_scores else pooled
 
@@ -153,6 +162,7 @@ class AttentionPooling(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
-            "num_heads", "num_queries", "dim", "norm", "mlp_ratio", "kernel", "attention_dropout", "activation", "norm_epsilon",
+            "num_heads", "num_queries", "dim", "norm", "mlp_ratio", "output_norm", "kernel", "attention_dropout", "activation",
+            "norm_epsilon",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor
 
 from mmfusion.errors import ConfigError
+from mmfusion.layers.activations import activation_function
 from mmfusion.layers.checks import check_rate, check_tokens, check_width
 
 
@@ -20,7 +21,8 @@ class FeedForward(keras.layers.Layer):
 
     Args:
         hidden_dim: Width between the two projections.
-        activation: Keras's name of it. Default ``"gelu"``.
+        activation: Keras's name of it (``"gelu"`` is the exact one), or ``"quick_gelu"`` (CLIP) or ``"tanh_gelu"`` (SigLIP).
+            Default ``"gelu"``.
         dropout: Rate between the two projections. Default 0.
         use_bias: Whether the projections have biases. Default True.
         gated: Whether a third projection passes through the activation and gates the first. Default False.
@@ -65,8 +67,9 @@ class FeedForward(keras.layers.Layer):
         if hidden_dim < 1:
             raise ConfigError("impossible hidden_dim", where=self.name, expected="at least 1", found=hidden_dim)
         options = {"use_bias": use_bias, "dtype": self.dtype_policy}
-        self.hidden = keras.layers.Dense(hidden_dim, activation=None if gated else activation, name="hidden", **options)
-        self.gate = keras.layers.Dense(hidden_dim, activation=activation, name="gate", **options) if gated else None
+        function = activation_function(activation, self.name)
+        self.hidden = keras.layers.Dense(hidden_dim, activation=None if gated else function, name="hidden", **options)
+        self.gate = keras.layers.Dense(hidden_dim, activation=function, name="gate", **options) if gated else None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:

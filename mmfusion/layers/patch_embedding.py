@@ -20,6 +20,7 @@ class PatchEmbedding(keras.layers.Layer):
         patch_size: Side of a square in pixels.
         dim: Width of the tokens, D.
         positions: ``"learned"``, ``"sinusoidal"`` (over the grid; D a multiple of 4) or ``"none"``. Default ``"learned"``.
+        use_bias: Whether there is a b. Default True.
 
     Call arguments:
         images: ``float[B, H, W, 3]``.
@@ -41,18 +42,19 @@ class PatchEmbedding(keras.layers.Layer):
     Source: Dosovitskiy et al. 2021 (arXiv:2010.11929), equation 1.
     """
 
-    def __init__(self, *, patch_size: int, dim: int, positions: str = "learned", **kwargs: Any) -> None:
+    def __init__(self, *, patch_size: int, dim: int, positions: str = "learned", use_bias: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.patch_size = patch_size
         self.dim = dim
         self.positions = positions
+        self.use_bias = use_bias
         self.grid: tuple[int, int] = (0, 0)
         if patch_size < 1 or dim < 1:
             raise ConfigError(
                 "impossible sizes", where=self.name, expected="patch_size and dim at least 1", found=f"{patch_size} and {dim}"
             )
         check_positions(positions, dim, 2, self.name)
-        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
+        self.projection = keras.layers.Dense(dim, use_bias=use_bias, dtype=self.dtype_policy, name="projection")
 
     def build(self, images_shape: Sequence[int | None]) -> None:
         """Builds the projection and the positions of the grid."""
@@ -115,4 +117,5 @@ class PatchEmbedding(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "patch_size": self.patch_size, "dim": self.dim, "positions": self.positions}
+        names = ("patch_size", "dim", "positions", "use_bias")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -25,7 +25,8 @@ from mmfusion.layers.stochastic_depth import StochasticDepth
 class TransformerBlock(keras.layers.Layer):
     """Attention to itself, attention to a context, feed-forward: each a residual branch, the latter two where asked for.
 
-    A branch is ``x += Branch(Norm(x))``, or with ``norm_first=False`` ``x = Norm(x + Branch(x))``.
+    A branch is ``x += Branch(Norm(x))``, or with ``norm_first=False`` ``x = Norm(x + Branch(x))``. With `feed_forward_between`
+    there is another feed-forward branch, between the two kinds of attention.
 
     Args:
         num_heads: Attention heads.
@@ -33,10 +34,12 @@ class TransformerBlock(keras.layers.Layer):
         self_attention: Whether it attends to itself. Default True.
         cross_attention: Whether it looks at a context. Default False.
         context_norm: Whether the context is normalised first, as a residual stream of other blocks needs it. Default False.
+        feed_forward_between: Whether a feed-forward part of its own follows the self-attention too, before the look at the
+            context, as where blocks of both kinds take turns (open_clip's CoCa). Default False.
         num_key_value_heads: See `Attention`.
         kernel: See `Attention`. Default ``"exact"``.
         chunk_size: See `Attention`. Default 1024.
-        activation: Of the feed-forward part, by Keras's name. Default ``"gelu"``, the exact one.
+        activation: Of the feed-forward part, see `FeedForward`. Default ``"gelu"``, the exact one.
         use_bias: Whether projections and feed-forward part have biases. Default True.
         dropout: Rate after each branch. Default 0.
         attention_dropout: Rate of attention weights. Default 0.
@@ -89,6 +92,7 @@ class TransformerBlock(keras.layers.Layer):
         self_attention: bool = True,
         cross_attention: bool = False,
         context_norm: bool = False,
+        feed_forward_between: bool = False,
         num_key_value_heads: int | None = None,
         kernel: str = "exact",
         chunk_size: int = 1024,
@@ -111,6 +115,7 @@ class TransformerBlock(keras.layers.Layer):
         self.self_attention = self_attention
         self.cross_attention = cross_attention
         self.context_norm = context_norm
+        self.feed_forward_between = feed_forward_between
         self.num_key_value_heads = num_key_value_heads
         self.kernel = kernel
         self.chunk_size = chunk_size
@@ -132,6 +137,8 @@ class TransformerBlock(keras.layers.Layer):
         self.cross_norm: Any = self._norm("cross_norm") if cross_attention else None
         self.cross_context_norm: Any = self._norm("context_norm") if context_norm else None
         self.cross: Any = self._attention("cross_attention") if cross_attention else None
+        self.between_norm: Any = self._norm("between_norm") if feed_forward_between else None
+        self.between: Any = None
         self.feed_forward_norm: Any = self._norm("feed_forward_norm") if mlp_ratio else None
         self.feed_forward: Any = None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
@@ -145,7 +152,15 @@ class TransformerBlock(keras.layers.Layer):
     def _branches(self) -> list[str]:
         if self.context_norm and not self.cross_attention:
             raise ConfigError("context_norm without cross-attention has nothing to normalise", where=self.name)
-        present = {"attention": self.self_attention, "cross": self.cross_attention, "feed_forward": self.mlp_ratio > 0}
+        if self.feed_forward_between and not (self.self_attention and self.cross_attention and self.mlp_ratio > 0):
+            expected = "self-attention, cross-attention, and mlp_ratio above 0"
+            raise ConfigError("feed_forward_between has nothing to stand between", where=self.name, expected=expected)
+        present = {
+            "attention": self.self_attention,
+            "between": self.feed_forward_between,
+            "cross": self.cross_attention,
+            "feed_forward": self.mlp_ratio > 0,
+        }
         branches = [name for name, there in present.items() if there]
         if not branches or self.mlp_ratio < 0:
             expected = "attention of some kind, or mlp_ratio above 0"
@@ -188,17 +203,24 @@ class TransformerBlock(keras.layers.Layer):
             self.cross.build(tokens_shape, context_shape)
         if self.mlp_ratio:
             self.feed_forward_norm.build(tokens_shape)
-            self.feed_forward = FeedForward(
-                hidden_dim=int(tokens_shape[-1] * self.mlp_ratio),
-                activation=self.activation,
-                use_bias=self.use_bias,
-                dtype=self.dtype_policy,
-                name="feed_forward",
-            )
-            self.feed_forward.build(tokens_shape)
+            self.feed_forward = self._feed_forward("feed_forward")
+        if self.feed_forward_between:
+            self.between_norm.build(tokens_shape)
+            self.between = self._feed_forward("feed_forward_between")
         for gain in self.gains.values():
             gain.build(tokens_shape)
         self.built = True
+
+    def _feed_forward(self, name: str) -> FeedForward:
+        layer = FeedForward(
+            hidden_dim=int(self._dim * self.mlp_ratio),
+            activation=self.activation,
+            use_bias=self.use_bias,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        layer.build((None, None, self._dim))
+        return layer
 
     def init_cache(
         self,
@@ -280,6 +302,8 @@ class TransformerBlock(keras.layers.Layer):
                     result = self.attention(inputs, causal=causal, cache=_behind(prefix, own), **options)
             itself = _parts(result)
             tokens = self._add("attention", self.attention_norm, tokens, itself.output, training)
+        if self.between is not None:
+            tokens = self._fed("between", self.between_norm, self.between, tokens, training)
         if self.cross is not None and use_context:
             result = self.cross(
                 self.cross_norm(tokens) if self.norm_first else tokens,
@@ -292,8 +316,7 @@ class TransformerBlock(keras.layers.Layer):
             crossed = _parts(result)
             tokens = self._add("cross", self.cross_norm, tokens, crossed.output, training)
         if self.feed_forward is not None:
-            hidden = self.feed_forward(self.feed_forward_norm(tokens) if self.norm_first else tokens, training=training)
-            tokens = self._add("feed_forward", self.feed_forward_norm, tokens, hidden, training)
+            tokens = self._fed("feed_forward", self.feed_forward_norm, self.feed_forward, tokens, training)
         if cache is None and not return_scores and not return_prefix:
             return tokens
         cache = None if cache is None else cache._replace(self_attention=itself.cache)
@@ -348,6 +371,10 @@ class TransformerBlock(keras.layers.Layer):
         mask = checked_mask(mask, "context_mask", self.name, (context.shape[0], None), context.shape[1])
         return self.cross_context_norm(without_masked(context, real_keys(mask)))
 
+    def _fed(self, name: str, norm: Any, layer: FeedForward, tokens: KerasTensor, training: bool | None) -> KerasTensor:
+        hidden = layer(norm(tokens) if self.norm_first else tokens, training=training)
+        return self._add(name, norm, tokens, hidden, training)
+
     def _add(self, name: str, norm: Any, tokens: KerasTensor, branch: KerasTensor, training: bool | None) -> KerasTensor:
         branch = self.dropout_layer(branch, training=training)
         if name in self.gains:
@@ -363,9 +390,9 @@ class TransformerBlock(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = (
-            "num_heads", "mlp_ratio", "self_attention", "cross_attention", "context_norm", "num_key_value_heads", "kernel",
-            "chunk_size", "activation", "use_bias", "dropout", "attention_dropout", "stochastic_depth", "layer_scale",
-            "query_key_norm", "rotary", "attention_options", "norm_first", "norm_epsilon",
+            "num_heads", "mlp_ratio", "self_attention", "cross_attention", "context_norm", "feed_forward_between",
+            "num_key_value_heads", "kernel", "chunk_size", "activation", "use_bias", "dropout", "attention_dropout",
+            "stochastic_depth", "layer_scale", "query_key_norm", "rotary", "attention_options", "norm_first", "norm_epsilon",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 

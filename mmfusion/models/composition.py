@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import ConfigError
+from mmfusion.models.embedding import IMAGE_TOKENS, TEXT_TOKENS
 
 if TYPE_CHECKING:
     from mmfusion.models.image_text_model import ImageTextModel
@@ -20,13 +21,17 @@ def check_composition(model: ImageTextModel) -> None:
         model: The model, with all its parts set.
 
     Raises:
-        ConfigError: If no head is given, a head lacks its fusion, the fusion cannot be causal and the model captions, or it does
-            not inform the text and a head writes or guesses tokens.
+        ConfigError: If no head is given, the contrastive head is to read what there is not, a head lacks its fusion, the fusion
+            cannot be causal and the model captions, or it does not inform the text and a head writes or guesses tokens.
     """
     heads, fusion = model.heads, model.fusion
     if not heads:
         raise ConfigError("a model needs at least one head", where=model.name, expected="a head", found="none")
-    for option, words in (("contrastive_tokens", ("encoder", "fusion")), ("matching_tokens", ("text", "image", "both"))):
+    for option, words in (
+        ("contrastive_tokens", IMAGE_TOKENS),
+        ("contrastive_text", TEXT_TOKENS),
+        ("matching_tokens", ("text", "image", "both")),
+    ):
         if getattr(model, option) not in words:
             expected, found = " or ".join(words), repr(getattr(model, option))
             raise ConfigError(f"unknown {option}", where=model.name, expected=expected, found=found)
@@ -35,8 +40,10 @@ def check_composition(model: ImageTextModel) -> None:
             "one query leaves a fusion no tokens", where=f"{model.name}: image_pooling", expected="num_queries of at least 2",
             found=model.image_pooling.num_queries,
         )  # fmt: skip
+    _check_contrastive_reading(model)
     if fusion is None:
-        reading = [name for name in heads if name != "contrastive" or model.contrastive_tokens == "fusion"]
+        by_fusion = "fusion" in (model.contrastive_tokens, model.contrastive_text)
+        reading = [name for name in heads if name != "contrastive" or by_fusion]
         if reading:
             raise ConfigError(
                 f"the {' and '.join(reading)} head{'s' * (len(reading) > 1)} need{'s' * (len(reading) == 1)} a fusion".replace(
@@ -67,3 +74,24 @@ def check_composition(model: ImageTextModel) -> None:
             where=type(fusion).__name__,
             fix="choose another style, direction or depth, or leave the head out",
         )
+
+
+def _check_contrastive_reading(model: ImageTextModel) -> None:
+    pooled, queries, pooling = model.contrastive_tokens == "pooling", model.contrastive_queries, model.image_pooling
+    if pooled and pooling is None:
+        fix = "pass image_pooling=AttentionPooling(...)"
+        raise ConfigError('contrastive_tokens="pooling" without a pooling', where=model.name, expected="image_pooling", fix=fix)
+    most = pooling.num_queries - 1 if pooled and pooling is not None else 0
+    if not 0 <= queries <= most:
+        raise ConfigError(
+            "impossible contrastive_queries", where=model.name, expected=f"0 to {most}", found=queries,
+            fix=None if pooled else 'pass contrastive_tokens="pooling"',
+        )  # fmt: skip
+    if model.contrastive_text == "class_token" and getattr(model.text_encoder, "class_token", None) is None:
+        fix = 'build the text encoder with class_token="text"'
+        raise ConfigError("the contrastive head reads a class token that there is not", where=model.name, fix=fix)
+    if model.contrastive_text == "fusion" and model.fusion is not None and not model.fusion.reads_text_alone:
+        raise ConfigError(
+            "this fusion cannot read a text without an image", where=type(model.fusion).__name__,
+            fix="choose style cross with direction text, or contrastive_text='encoder'",
+        )  # fmt: skip

@@ -20,8 +20,8 @@ POOLINGS = ("mean", "first", "last", "attention")
 class ContrastiveHead(keras.layers.Layer):
     """Pools and projects image and text tokens to unit-length embeddings; owns temperature and bias.
 
-    ``embedding = normalise(W · pool(tokens))``; ``logits = exp(log_scale) · image · textᵀ + bias``. The bias takes part in the
-    sigmoid loss only (the softmax loss does not feel it).
+    ``embedding = normalise(W · pool(tokens) + b)``, b where `projection_bias` says so; ``logits = exp(log_scale) · image · textᵀ
+    + bias``. The bias takes part in the sigmoid loss only (the softmax loss does not feel it).
 
     Args:
         embedding_dim: Width of the shared space, E.
@@ -32,6 +32,10 @@ class ContrastiveHead(keras.layers.Layer):
         text_heads: Heads where the text is pooled by attention. Default 4.
         pooling_mlp_ratio: Hidden width of a feed-forward part after pooling by attention, over its tokens' width, as in SigLIP's
             head, where it is 4; None has none. Default None.
+        image_norm: Whether what is pooled of the image is normalised before the projection. Default False.
+        text_norm: The same of the text, for an encoder whose tokens are not (open_clip's CoCa). Default False.
+        norm_epsilon: Of these normalisations. Default 1e-6.
+        projection_bias: Whether both projections have a bias (BLIP). Default False.
         initial_temperature: Start of the global temperature; its inverse is the scale. Default 0.07.
         max_scale: The scale in use never exceeds this, and training takes no step beyond it. A head that was loaded with more
             learns back from there: the cap has no part in the gradient. Default 100.
@@ -69,6 +73,10 @@ class ContrastiveHead(keras.layers.Layer):
         image_heads: int = 4,
         text_heads: int = 4,
         pooling_mlp_ratio: float | None = None,
+        image_norm: bool = False,
+        text_norm: bool = False,
+        norm_epsilon: float = 1e-6,
+        projection_bias: bool = False,
         initial_temperature: float = 0.07,
         max_scale: float = 100.0,
         initial_bias: float = 0.0,
@@ -88,15 +96,24 @@ class ContrastiveHead(keras.layers.Layer):
         self.image_heads = image_heads
         self.text_heads = text_heads
         self.pooling_mlp_ratio = pooling_mlp_ratio
+        self.image_norm = image_norm
+        self.text_norm = text_norm
+        self.norm_epsilon = norm_epsilon
+        self.projection_bias = projection_bias
         self.initial_temperature = initial_temperature
         self.max_scale = max_scale
         self.initial_bias = initial_bias
-        self.image_projection = keras.layers.Dense(
-            embedding_dim, use_bias=False, dtype=self.dtype_policy, name="image_projection"
+        self.image_projection, self.text_projection = (
+            keras.layers.Dense(embedding_dim, use_bias=projection_bias, dtype=self.dtype_policy, name=f"{stream}_projection")
+            for stream in ("image", "text")
         )
-        self.text_projection = keras.layers.Dense(embedding_dim, use_bias=False, dtype=self.dtype_policy, name="text_projection")
+        self.image_pooled_norm = self._norm("image_norm") if image_norm else None
+        self.text_pooled_norm = self._norm("text_norm") if text_norm else None
         self.image_pooler = self._pooler("image_pooler", image_heads) if image_pooling == "attention" else None
         self.text_pooler = self._pooler("text_pooler", text_heads) if text_pooling == "attention" else None
+
+    def _norm(self, name: str) -> keras.layers.LayerNormalization:
+        return keras.layers.LayerNormalization(epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name)
 
     def _pooler(self, name: str, num_heads: int) -> AttentionPooling:
         return AttentionPooling(num_heads=num_heads, mlp_ratio=self.pooling_mlp_ratio, dtype=self.dtype_policy, name=name)
@@ -108,6 +125,9 @@ class ContrastiveHead(keras.layers.Layer):
         for pooler, width in ((self.image_pooler, image_shape[-1]), (self.text_pooler, text_shape[-1])):
             if pooler is not None:
                 pooler.build((None, None, width))
+        for norm, width in ((self.image_pooled_norm, image_shape[-1]), (self.text_pooled_norm, text_shape[-1])):
+            if norm is not None:
+                norm.build((None, width))
         self.log_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(math.log(1.0 / self.initial_temperature)),
@@ -139,11 +159,13 @@ class ContrastiveHead(keras.layers.Layer):
 
     def embed_image(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
         """``float[B, P, Di]`` and ``bool[B, P]`` to unit-length ``float32[B, E]``."""
-        return _unit_length(self.image_projection(_pooled(tokens, mask, self.image_pooling, self.image_pooler)))
+        pooled = _pooled(tokens, mask, self.image_pooling, self.image_pooler)
+        return _embedded(pooled, mask, self.image_pooled_norm, self.image_projection)
 
     def embed_text(self, tokens: KerasTensor, mask: KerasTensor | None = None) -> KerasTensor:
         """``float[B, T, D]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``."""
-        return _unit_length(self.text_projection(_pooled(tokens, mask, self.text_pooling, self.text_pooler)))
+        pooled = _pooled(tokens, mask, self.text_pooling, self.text_pooler)
+        return _embedded(pooled, mask, self.text_pooled_norm, self.text_projection)
 
     def compute_mask(self, *arguments: Any, **options: Any) -> None:
         """The result has no tokens, so no mask."""
@@ -162,7 +184,7 @@ class ContrastiveHead(keras.layers.Layer):
         """The constructor's arguments."""
         names = (
             "embedding_dim", "image_pooling", "text_pooling", "image_heads", "text_heads", "pooling_mlp_ratio",
-            "initial_temperature", "max_scale", "initial_bias",
+            "image_norm", "text_norm", "norm_epsilon", "projection_bias", "initial_temperature", "max_scale", "initial_bias",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -190,6 +212,14 @@ def _pooled(tokens: KerasTensor, mask: KerasTensor | None, pooling: str, pooler:
         last = ops.max(ops.where(mask, places, -1), axis=1, keepdims=True)
         return ops.sum(without_masked(real, places == last), axis=1)
     return mean_of_real(tokens, mask)
+
+
+def _embedded(pooled: KerasTensor, mask: KerasTensor | None, norm: Any, projection: keras.layers.Dense) -> KerasTensor:
+    embedded = projection(pooled if norm is None else norm(pooled))
+    if mask is not None and (norm is not None or projection.use_bias):
+        # Of what has no real token their biases would be left.
+        embedded = without_masked(embedded, ops.any(mask, axis=1, keepdims=True))
+    return _unit_length(embedded)
 
 
 def _unit_length(x: KerasTensor) -> KerasTensor:

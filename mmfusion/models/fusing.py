@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras import KerasTensor, ops
 
@@ -24,13 +24,18 @@ def fusion_of(model: ImageTextModel) -> Fusion:
     return model.fusion
 
 
+def num_leading_tokens(image_encoder: Any) -> int:
+    """How many tokens an image encoder gives before its patches: class tokens and registers, which have no place on the grid."""
+    return getattr(image_encoder, "num_leading_tokens", 0)
+
+
 def image_read(
     model: ImageTextModel, patches: KerasTensor, patch_mask: KerasTensor | None = None, training: bool | None = False
 ) -> tuple[KerasTensor, KerasTensor | None]:
-    """The image as the fusion reads it, and its mask: its patches ``float[B, P, Di]``, or what is pooled of them (all real)."""
+    """The image as the fusion reads it, and its mask: its tokens ``float[B, P, Di]``, or what is pooled of them (all real)."""
     if model.image_pooling is None:
         return patches, patch_mask
-    return model.image_pooling(patches, patch_mask, training=training), None
+    return model.image_pooling(patches, patch_mask, training=training)[:, model.contrastive_queries :], None
 
 
 def fuse(
@@ -62,6 +67,7 @@ def fuse(
     fusion, image_mask, pooled = fusion_of(model), None, None
     if model.image_pooling is not None and return_scores:
         image, pooled, _ = model.image_pooling(patches, patch_mask, return_scores=True, training=training)
+        image, pooled = image[:, model.contrastive_queries :], pooled[:, :, model.contrastive_queries :]
     else:
         image, image_mask = image_read(model, patches, patch_mask, training)
     if model.modality_dropout is not None:

@@ -13,11 +13,13 @@ from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import Fusion, FusionOutput
 from mmfusion.layers import AttentionPooling, ModalityDropout
+from mmfusion.models.attending import attention_of_words
 from mmfusion.models.captioning import Captioner, CaptionState, write_captions
 from mmfusion.models.captioning_head import CaptioningHead
 from mmfusion.models.composition import HEADS, check_composition
 from mmfusion.models.contrastive_head import ContrastiveHead, mean_of_real
-from mmfusion.models.fusing import fuse, fusion_of, image_read
+from mmfusion.models.embedding import contrasted_image, contrasted_text
+from mmfusion.models.fusing import fuse, fusion_of, image_read, num_leading_tokens
 from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matching import match_matrix
 from mmfusion.models.matching_head import MatchingHead
@@ -50,8 +52,14 @@ class ImageTextModel(keras.Model):
             None.
         modality_dropout: A `ModalityDropout` right before the fusion. Default None.
         causal_text: Whether the contrastive head reads the text left to right (CLIP, CoCa). Default False.
-        contrastive_tokens: What the contrastive head reads of the image: the ``"encoder"``'s patches, or what the ``"fusion"``
-            makes of them before it knows a text (BLIP-2's queries). Default ``"encoder"``.
+        contrastive_tokens: What the contrastive head reads of the image: the ``"encoder"``'s tokens (of which the first may be a
+            class token), what is pooled of them (``"pooling"``, CoCa), or what the ``"fusion"`` makes of them before it knows a
+            text (BLIP-2's queries). Default ``"encoder"``.
+        contrastive_queries: With ``"pooling"``, how many first queries of `image_pooling` are for the contrastive head alone, so
+            that the fusion reads the others; 0 lets both read all. Default 0.
+        contrastive_text: What the contrastive head reads of the text: the ``"encoder"``'s tokens, its ``"class_token"``
+            (open_clip's CoCa), or what the ``"fusion"`` makes of them without an image (BLIP, whose text encoder and fusion are
+            one stack). Default ``"encoder"``.
         matching_tokens: What the matching head reads after the fusion: the first ``"text"`` token, the mean of the ``"image"``
             tokens, or ``"both"`` (ViLBERT). Default ``"text"``; ``"image"`` where the fusion informs the image alone.
 
@@ -103,6 +111,8 @@ class ImageTextModel(keras.Model):
         modality_dropout: ModalityDropout | None = None,
         causal_text: bool = False,
         contrastive_tokens: str = "encoder",
+        contrastive_queries: int = 0,
+        contrastive_text: str = "encoder",
         matching_tokens: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -119,6 +129,8 @@ class ImageTextModel(keras.Model):
         self.causal_text = causal_text
         self.contrastive_tokens = contrastive_tokens
         self._captioner: Captioner | None = None
+        self.contrastive_queries = contrastive_queries
+        self.contrastive_text = contrastive_text
         self.matching_tokens = matching_tokens or ("text" if fusion is None or fusion.informs_text else "image")
         check_composition(self)
         self.build()
@@ -155,12 +167,12 @@ class ImageTextModel(keras.Model):
         """Builds all parts at once: their shapes are known from their constructors."""
         image, text = self.image_encoder, self.text_encoder
         images_shape = getattr(image, "images_shape", (None, *image.image_size, 3))
-        patches_shape = read_shape = (None, math.prod(image.grid), image.dim)
+        patches_shape = read_shape = (None, num_leading_tokens(image) + math.prod(image.grid), image.dim)
         text_shape = (None, text.max_length, text.dim)
         if self.image_pooling is not None:
-            read_shape = (None, self.image_pooling.num_queries, self.image_pooling.dim or image.dim)
+            read_shape = (None, self.image_pooling.num_queries - self.contrastive_queries, self.image_pooling.dim or image.dim)
         width = self.fusion.image_width if self.fusion is not None else image.dim
-        contrasted = (None, None, width) if self.contrastive_tokens == "fusion" else patches_shape
+        contrasted = {"encoder": patches_shape, "pooling": read_shape, "fusion": (None, None, width)}[self.contrastive_tokens]
         joined = {"text": (text_shape,), "image": ((None, None, width),), "both": (text_shape, (None, None, width))}
         for layer, shapes in (
             (image, (images_shape,)),
@@ -202,12 +214,7 @@ class ImageTextModel(keras.Model):
         self, patches: KerasTensor, training: bool | None = None, patch_mask: KerasTensor | None = None
     ) -> KerasTensor:
         """As `encode_image`, from encoded patches ``float[B, P, Di]``."""
-        head = self.head("contrastive")
-        if self.contrastive_tokens == "fusion":
-            image, mask = image_read(self, patches, patch_mask, training)
-            patches = fusion_of(self).image_tokens(image, image_mask=mask, training=training)
-            patch_mask = fusion_of(self).image_tokens_mask(mask)
-        return head.embed_image(patches, patch_mask)
+        return self.head("contrastive").embed_image(*contrasted_image(self, patches, patch_mask, training))
 
     def encode_text(
         self,
@@ -217,10 +224,7 @@ class ImageTextModel(keras.Model):
         text: KerasTensor | None = None,
     ) -> KerasTensor:
         """``int[B, T]`` and ``bool[B, T]`` to unit-length ``float32[B, E]``; reuses `text`, read both ways, where it can."""
-        head = self.head("contrastive")
-        if text is None or self.causal_text:
-            text = self.text_encoder(token_ids, token_mask=token_mask, causal=self.causal_text, training=training)
-        return head.embed_text(text, token_mask)
+        return self.head("contrastive").embed_text(*contrasted_text(self, token_ids, token_mask, training, text))
 
     def match(
         self,
@@ -292,7 +296,7 @@ class ImageTextModel(keras.Model):
         text = self.text_encoder(token_ids, token_mask=token_mask, causal=True, training=training)
         options: dict[str, Any] = {"causal": True, "return_scores": return_scores, "training": training}
         fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
-        logits = self.text_encoder.logits(head(fused.text))
+        logits = head.logits(fused.text, self.text_encoder.logits)
         return (logits, fused.scores) if return_scores else logits
 
     def caption(self, images: KerasTensor, image_mask: KerasTensor | None = None, **options: Any) -> DecodeOutput | BeamOutput:
@@ -331,9 +335,9 @@ class ImageTextModel(keras.Model):
         head = self.head("captioning")
         text, text_cache = self.text_encoder(token_ids[:, None], cache=state.text, training=False)
         fused = fusion_of(self)(text, cache=state.fusion, causal=True, training=False)
-        tokens = head(fused.text)
-        hidden = None if state.hidden is None else tokens[:, 0]
-        return self.text_encoder.logits(tokens)[:, 0], CaptionState(text_cache, fused.cache, hidden)  # type: ignore[arg-type]
+        hidden = None if state.hidden is None else head(fused.text)[:, 0]
+        logits = head.logits(fused.text, self.text_encoder.logits)[:, 0]
+        return logits, CaptionState(text_cache, fused.cache, hidden)  # type: ignore[arg-type]  # there is one where one was given
 
     def attend(
         self,
@@ -343,7 +347,7 @@ class ImageTextModel(keras.Model):
         causal: bool | None = None,
         image_mask: KerasTensor | None = None,
     ) -> KerasTensor:
-        """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1.
+        """Where each word looks: ``float[B, layers, heads, T, rows, cols]``, each map summing to 1, leading tokens left out.
 
         Of clips and several images ``[B, layers, heads, T, frames, rows, cols]``: the map of a word is over all its pictures.
 
@@ -358,22 +362,8 @@ class ImageTextModel(keras.Model):
         Raises:
             ConfigError: If the image encoder gives more than patches, as one that reads a source sentence too does.
         """
-        if causal is None:
-            causal = self.captioning_head is not None and self.matching_head is None and self.masked_language_head is None
         patches, patch_mask = self.encode_patches(images, image_mask, training=False)
-        if patches.shape[1] not in (None, math.prod(self.image_encoder.grid)):
-            raise ConfigError(
-                "words look at more than a picture here, which has no map",
-                where=self.name,
-                expected=f"{math.prod(self.image_encoder.grid)} tokens, a patch each",
-                found=f"{patches.shape[1]} from {type(self.image_encoder).__name__}",
-                fix="ask a model that reads pictures alone",
-            )
-        text = self.text_encoder(token_ids, token_mask=token_mask, causal=causal, training=False)
-        options: dict[str, Any] = {"causal": causal, "return_scores": True, "training": False}
-        fused, _ = fuse(self, text, patches, token_mask, patch_mask=patch_mask, **options)
-        scores: Any = fused.scores
-        return ops.reshape(scores, (*ops.shape(scores)[:4], *self.image_encoder.grid))
+        return attention_of_words(self, patches, token_ids, token_mask, patch_mask, causal)
 
     def call(self, inputs: dict[str, KerasTensor], training: bool | None = None) -> dict[str, KerasTensor]:
         """Runs every head; see the class."""
@@ -433,6 +423,8 @@ class ImageTextModel(keras.Model):
             **{part: serialize(getattr(self, part)) for part in _PARTS},
             "causal_text": self.causal_text,
             "contrastive_tokens": self.contrastive_tokens,
+            "contrastive_queries": self.contrastive_queries,
+            "contrastive_text": self.contrastive_text,
             "matching_tokens": self.matching_tokens,
         }
 

@@ -102,7 +102,8 @@ class ForwardPass:
     def text_embedding(self) -> tf.Tensor:
         """``float32[b, E]``, unit length."""
         # What is read left to right for the contrastive head alone is no text that another objective reads.
-        text = None if self.model.causal_text else self.text
+        alone = self.model.causal_text or self.model.contrastive_text == "class_token"
+        text = None if alone else self.text
         return self.model.encode_text(self.batch["token_ids"], self.batch["token_mask"], training=self.training, text=text)
 
     @_computed_once

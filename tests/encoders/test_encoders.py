@@ -8,8 +8,13 @@ import pytest
 from factories import randomized
 from gradients import graph, to_numpy
 
-from mmfusion.encoders import TextTransformer, VisionTransformer
+from mmfusion.encoders import MultiImageEncoder, TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
+
+
+def layer_norm(layer, x):
+    gain, shift = (to_numpy(weight) for weight in layer.weights)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.epsilon) * gain + shift
 
 
 def text_encoder(**options):
@@ -42,6 +47,14 @@ def test_dtypes(dtype):
 @pytest.mark.parametrize("make", [
     lambda: VisionTransformer(image_size=16, patch_size=8, dim=8, depth=2, num_heads=2, stochastic_depth=0.1),
     lambda: TextTransformer(vocabulary_size=9, max_length=5, dim=8, depth=1, num_heads=2, dropout=0.2),
+    lambda: VisionTransformer(
+        image_size=16, patch_size=8, dim=8, depth=1, num_heads=2, num_leading_tokens=2, patch_bias=False, pre_norm=True,
+        final_norm=False, norm_epsilon=1e-5,
+    ),
+    lambda: TextTransformer(
+        vocabulary_size=9, max_length=5, dim=8, depth=1, num_heads=2, final_norm=False, norm_epsilon=1e-12, class_token="next",
+        pad_id=1,
+    ),
 ])  # fmt: skip
 def test_config_round_trip(make):
     layer = make()
@@ -184,3 +197,119 @@ def test_two_axes_of_rotary_positions_are_those_of_the_grid():
     randomized(wide, scale=0.5)
     plain, other = to_numpy(wide(picture)), to_numpy(wide(moved))
     assert np.abs(np.roll(plain.reshape(1, 2, 3, 16), 1, axis=2).reshape(1, 6, 16) - other).max() > 1e-3
+
+
+def image_encoder(**options):
+    sizes = {"image_size": (16, 24), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2}
+    encoder = VisionTransformer(**{**sizes, **options})
+    encoder.build()
+    return randomized(encoder)
+
+
+def test_leading_tokens_stand_before_the_patches():
+    encoder = image_encoder(num_leading_tokens=2, depth=0, final_norm=False, patch_bias=False)
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype("float32")
+    tokens = to_numpy(encoder(images))
+    assert tokens.shape == (2, 8, 16) and encoder.grid == (2, 3) and encoder.compute_output_shape(images.shape) == (2, 8, 16)
+    np.testing.assert_array_equal(tokens[:, :2], np.broadcast_to(to_numpy(encoder.leading_tokens), (2, 2, 16)))
+    np.testing.assert_array_equal(tokens[:, 2:], to_numpy(encoder.patch_embedding(images)))
+    assert not encoder.patch_embedding.projection.use_bias
+    with pytest.raises(ConfigError, match="impossible num_leading_tokens"):
+        image_encoder(num_leading_tokens=-1)
+
+
+def test_norms_of_the_image_encoder_stand_where_they_are_asked_for():
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype("float32")
+    encoder = image_encoder(pre_norm=True, norm_epsilon=1e-3, num_leading_tokens=1, block_options={"activation": "quick_gelu"})
+    tokens = np.concatenate(
+        [np.broadcast_to(to_numpy(encoder.leading_tokens), (2, 1, 16)), to_numpy(encoder.patch_embedding(images))], axis=1
+    )
+    tokens = layer_norm(encoder.first_norm, tokens).astype("float32")
+    for block in encoder.blocks:
+        assert block.norm_epsilon == 1e-3 and block.activation == "quick_gelu"
+        tokens = to_numpy(block(tokens))
+    np.testing.assert_allclose(to_numpy(encoder(images)), layer_norm(encoder.norm, tokens), atol=1e-4)
+    assert image_encoder(norm_epsilon=1e-3, block_options={"norm_epsilon": 1e-5}).blocks[0].norm_epsilon == 1e-5
+
+
+@pytest.mark.parametrize("rotary", [True, "2d"])
+def test_rotary_positions_leave_leading_tokens_out(rotary):
+    encoder = image_encoder(num_leading_tokens=1, dim=16, block_options={"rotary": rotary})
+    attention = encoder.blocks[0].attention
+    assert attention.num_unrotated_tokens == 1 and attention.grid == ((2, 3) if rotary == "2d" else None)
+    assert to_numpy(encoder(np.zeros((1, 16, 24, 3), "float32"))).shape == (1, 7, 16)
+
+
+def test_an_encoder_inside_another_gives_patches_alone():
+    with pytest.raises(ConfigError, match="an encoder inside another gives patches alone.*num_leading_tokens=0, found 1"):
+        MultiImageEncoder(encoder=image_encoder(num_leading_tokens=1), max_images=2, num_heads=2)
+
+
+def with_one_word_more(encoder):
+    """The same weights, where the class token is a word of the vocabulary, its position a part of it, and read as such."""
+    plain = TextTransformer(vocabulary_size=21, max_length=10, dim=12, depth=2, num_heads=3, norm_epsilon=encoder.norm_epsilon)
+    plain.build()
+    embedding, position = to_numpy(encoder.token_embedding.embedding), to_numpy(encoder.token_embedding.position)
+    plain.token_embedding.embedding.assign(np.concatenate([embedding, to_numpy(encoder.class_embedding)[None]]))
+    plain.token_embedding.position.assign(np.concatenate([position, np.zeros((1, 12), "float32")]))
+    for mine, its in zip((*plain.blocks, plain.norm), (*encoder.blocks, encoder.norm), strict=True):
+        mine.set_weights(its.get_weights())
+    return plain
+
+
+@pytest.mark.parametrize(("class_token", "causal"), [("text", False), ("text", True), ("next", True)])
+def test_a_class_token_reads_as_a_last_word_would(class_token, causal):
+    encoder = text_encoder(class_token=class_token, norm_epsilon=1e-5, pad_id=4)
+    plain = with_one_word_more(encoder)
+    lengths = np.array([9, 8, 3, 1])
+    mask = np.arange(9) < lengths[:, None]
+    ids = np.where(mask, np.random.default_rng(0).integers(5, 20, (4, 9)), 4)
+    seen = np.zeros((4, 10, 10), bool)
+    for row, query, key in np.ndindex(seen.shape):
+        real = mask[row, key] if key < 9 else True
+        if class_token == "next":  # open_clip's mask, shifted by one
+            real = key == 0 or mask[row, key - 1]
+        earlier = key <= query if causal else key < 9 or query == 9
+        seen[row, query, key] = real and earlier
+    tokens = plain.token_embedding(np.concatenate([ids, np.full((4, 1), 20)], axis=1))
+    for block in plain.blocks:
+        tokens = block(tokens, mask=seen)
+    expected = to_numpy(plain.norm(tokens))[:, -1]
+    found = to_numpy(encoder.class_token_of(ids, mask, causal=causal))
+    assert found.shape == (4, 1, 12)
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
+    # Neither what is behind the mask nor how long the padding is matters.
+    other = np.where(mask, ids, 17)
+    np.testing.assert_array_equal(to_numpy(encoder.class_token_of(other, mask, causal=causal)), found)
+    for row, length in enumerate(lengths):
+        for stop in {length, min(length + 1, 9)}:
+            short = to_numpy(encoder.class_token_of(ids[row : row + 1, :stop], mask[row : row + 1, :stop], causal=causal))
+            np.testing.assert_allclose(short[0], found[row], atol=1e-5)
+    cut = graph(
+        lambda ids, mask: encoder.class_token_of(ids, mask, causal=causal), ((None, None), "int32"), ((None, None), "bool")
+    )
+    np.testing.assert_allclose(to_numpy(cut(ids[1:, :8].astype("int32"), mask[1:, :8])), found[1:], atol=1e-5)
+
+
+def test_a_class_token_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="this encoder has no class token"):
+        text_encoder().class_token_of(np.ones((1, 3), "int32"))
+    with pytest.raises(ConfigError, match="unknown class_token"):
+        text_encoder(class_token="first")
+    with pytest.raises(ConfigError, match="no place to turn by"):
+        text_encoder(class_token="text", block_options={"rotary": True})
+    with pytest.raises(ConfigError, match="read left to right"):
+        text_encoder(class_token="next").class_token_of(np.ones((1, 3), "int32"))
+
+
+def test_text_without_a_last_norm():
+    encoder, ids = text_encoder(final_norm=False), np.array([[3, 4, 5]])
+    normed = text_encoder()
+    for mine, its in zip((normed.token_embedding, *normed.blocks), (encoder.token_embedding, *encoder.blocks), strict=True):
+        mine.set_weights(its.get_weights())
+    np.testing.assert_allclose(layer_norm(normed.norm, to_numpy(encoder(ids))), to_numpy(normed(ids)), atol=1e-5)
+    cache, steps = encoder.init_cache(1, 3), []
+    for place in range(3):
+        tokens, cache = encoder(ids[:, place : place + 1], cache=cache)
+        steps.append(to_numpy(tokens))
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), to_numpy(encoder(ids, causal=True)), atol=1e-5)

@@ -273,3 +273,31 @@ def test_a_heat_map_is_drawn_over_its_picture(tmp_path):
     assert pixels[int(0.8 * height), int(0.92 * width)].sum() > 1.0 > pixels[int(0.5 * height), int(0.6 * width)].sum() + 0.6
     with pytest.raises(DataError, match="not a heat map"):
         draw_heat(image, np.full((2, 3), np.nan))
+
+
+def test_leading_tokens_have_no_place(images, tokenizer):
+    sizes = {"image_size": (16, 24), "patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2}
+    parts = model_of("cross")
+    model = randomized(
+        ImageTextModel(
+            image_encoder=VisionTransformer(**sizes, num_leading_tokens=2),
+            text_encoder=parts.text_encoder,
+            fusion=parts.fusion,
+            contrastive_head=parts.contrastive_head,
+            matching_head=parts.matching_head,
+        )
+    )
+    for method in METHODS:
+        found = localise(model, tokenizer, images, ["red heart"] * 2, method=method)
+        assert found.heat.shape == (2, 2, 3)
+        np.testing.assert_allclose(found.heat.sum((1, 2)), 1.0, atol=1e-5)
+    # As the method says, over patches alone.
+    ids, mask = tokenizer([SENTENCE] * 2)
+    tokens, leading = model.image_encoder(images), 2
+    text = model.text_encoder(ids, token_mask=mask)
+    with tf.GradientTape() as tape:
+        tape.watch(tokens)
+        match = tf.reduce_sum(model.match_tokens(tokens, text, mask))
+    apart = tokens - tf.reduce_mean(tokens[:, leading:], axis=1, keepdims=True)
+    expected = tf.reduce_sum(apart * tape.gradient(match, tokens), axis=-1).numpy()
+    np.testing.assert_allclose(gradient_of_match_by_patches(model, images, ids, mask), expected, atol=1e-6)

@@ -89,3 +89,6 @@ def test_variants():
     assert shared.cost(T, P).memory == L * (T + P) * D * (12 + r) + L * H * (T + P) ** 2
     alone = STYLES["gated"](dim=D, image_dim=24, depth=L, num_heads=H, mlp_ratio=float(r), self_attention=False)
     assert alone.cost(T, P).memory == L * (T * D * (4 + r) + P * (24 + 2 * D)) + L * H * T * P
+    between = STYLES["cross"](dim=D, image_dim=24, depth=L, num_heads=H, mlp_ratio=float(r), feed_forward_between=True)
+    more = between.cost(T, P) + -1 * STYLES["cross"](dim=D, image_dim=24, depth=L, num_heads=H, mlp_ratio=float(r)).cost(T, P)
+    assert (more.flops, more.memory) == (4 * L * r * T * D**2, L * T * D * (1 + r))

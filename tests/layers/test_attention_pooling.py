@@ -15,7 +15,9 @@ B, S, D, DM = 3, 5, 8, 6
 TOKENS, MASK = stream(B, S, DM), padding([3, S, 0], S)
 
 
-@pytest.mark.parametrize("options", [{"norm": True, "mlp_ratio": 2.0}, {"norm": True, "num_queries": 4}, {"mlp_ratio": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"norm": True, "mlp_ratio": 2.0}, {"norm": True, "num_queries": 4}, {"mlp_ratio": 1.0}, {"output_norm": True}]
+)
 def test_masks_and_scores(options):
     layer = built(AttentionPooling(num_heads=2, dim=D, **options), (None, None, DM))
     filled = np.where(MASK[..., None], TOKENS, np.nan).astype("float32")
@@ -34,6 +36,12 @@ def test_several_normalised_queries_equal_numpy():
     queries = layer_norm(layer.query_norm, np.broadcast_to(to_numpy(layer.query), (B, 4, D)))
     expected, _ = attention(layer.attention, queries, layer_norm(layer.tokens_norm, TOKENS), MASK)
     np.testing.assert_allclose(to_numpy(layer(TOKENS, tokens_mask=MASK)), expected, atol=1e-5)
+    normed = AttentionPooling(num_heads=2, dim=D, norm=True, num_queries=4, output_norm=True, norm_epsilon=1e-3)
+    built(normed, (None, None, DM))
+    queries = layer_norm(normed.query_norm, np.broadcast_to(to_numpy(normed.query), (B, 4, D)))
+    pooled, _ = attention(normed.attention, queries, layer_norm(normed.tokens_norm, TOKENS), MASK)
+    expected = layer_norm(normed.pooled_norm, pooled) * MASK.any(1)[:, None, None]
+    np.testing.assert_allclose(to_numpy(normed(TOKENS, tokens_mask=MASK)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": True, "mlp_ratio": 2.0}])

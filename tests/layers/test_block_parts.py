@@ -31,6 +31,10 @@ def in_numpy(layer: TransformerBlock) -> np.ndarray:
     tokens = TOKENS.astype("float64")
     if layer.attention is not None:
         tokens = joined(layer.attention_norm, tokens, lambda x: reference.attention(layer.attention, x, None, MASK)[0])
+    if layer.between is not None:
+        feed = layer.between
+        branch = lambda x: reference.dense(feed.output_dense, reference.gelu(reference.dense(feed.hidden, x)))  # noqa: E731
+        tokens = joined(layer.between_norm, tokens, branch)
     if layer.cross is not None:
         context = CONTEXT if not layer.context_norm else reference.layer_norm(layer.cross_context_norm, CONTEXT)
         tokens = joined(layer.cross_norm, tokens, lambda x: reference.attention(layer.cross, x, context, CONTEXT_MASK)[0])
@@ -49,6 +53,8 @@ def in_numpy(layer: TransformerBlock) -> np.ndarray:
         {"crossed": True, "context_norm": True},
         {"crossed": True, "self_attention": False},
         {"crossed": True, "self_attention": False, "mlp_ratio": 0, "context_norm": True},
+        {"crossed": True, "context_norm": True, "feed_forward_between": True, "mlp_ratio": 2.0},
+        {"crossed": True, "norm_first": False, "feed_forward_between": True, "norm_epsilon": 1e-12},
         {"self_attention": False, "mlp_ratio": 2.0},
         {"mlp_ratio": 0, "use_bias": False},
     ],
@@ -134,3 +140,24 @@ def test_what_cannot_be_is_told_in_one_line():
     ):
         with pytest.raises(ConfigError, match=message):
             make()
+
+
+@pytest.mark.parametrize(
+    "options", [{"crossed": False}, {"crossed": True, "self_attention": False}, {"crossed": True, "mlp_ratio": 0}]
+)
+def test_between_needs_what_it_stands_between(options):
+    with pytest.raises(ConfigError, match="feed_forward_between has nothing to stand between"):
+        block(**options, feed_forward_between=True)
+
+
+def test_each_of_four_branches_has_its_gain_and_a_cache_runs_them_all():
+    layer = block(crossed=True, feed_forward_between=True, layer_scale=0.1)
+    assert sorted(layer.gains) == ["attention", "between", "cross", "feed_forward"]
+    whole = to_numpy(layer(TOKENS, context=CONTEXT, causal=True))
+    cache = layer.init_cache(B, N, context=keras.ops.convert_to_tensor(CONTEXT))
+    steps = []
+    for place in range(N):
+        result = layer(TOKENS[:, place : place + 1], cache=cache)
+        cache = result.cache
+        steps.append(to_numpy(result.tokens))
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, atol=1e-5)

@@ -118,6 +118,11 @@ CASES = {
         {**BLOCK, "context": CONTEXT, "context_mask": CONTEXT_MASK}, (B, N, D), 33,
         4 * PROJECTION + 2 * (D * 4 + 4) + 2 * (DC * 4 + 4) + 4 * 4 + (4 * D * D + 3 * D) + 6 * D + 3 * D,
     ),
+    "block with a part between": Case(
+        TransformerBlock,
+        {"num_heads": 2, "cross_attention": True, "context_norm": True, "feed_forward_between": True, "activation": "quick_gelu"},
+        {**BLOCK, "context": CONTEXT}, (B, N, D), 34, 6 * PROJECTION + 2 * FOREIGN + 2 * MLP + 8 * D + 2 * DC,
+    ),
     "feed forward": Case(FeedForward, {"hidden_dim": 9, "dropout": 0.1}, {"tokens": TOKENS}, (B, N, D), 4, 2 * D * 9 + 9 + D),
     "layer scale": Case(LayerScale, {"initial": 0.3}, {"branch": TOKENS}, (B, N, D), 1, D),
     "learned positions": Case(LearnedPositions, {"length": 9}, {"tokens": TOKENS}, (B, N, D), 1, 9 * D),
@@ -125,6 +130,14 @@ CASES = {
     "stochastic depth": Case(StochasticDepth, {"rate": 0.4, "seed": 2}, {"branch": TOKENS}, (B, N, D), 0, 0),
     "patch embedding": Case(
         PatchEmbedding, {"patch_size": 2, "dim": D}, {"images": stream(B, 4, 6, 3)}, (B, 6, D), 3, 12 * D + D + 6 * D
+    ),
+    "patch embedding without a bias": Case(
+        PatchEmbedding, {"patch_size": 2, "dim": D, "use_bias": False, "positions": "none"}, {"images": stream(B, 4, 6, 3)},
+        (B, 6, D), 1, 12 * D,
+    ),
+    "attention pooling, normalised": Case(
+        AttentionPooling, {"num_heads": 2, "output_norm": True}, {"tokens": TOKENS, "tokens_mask": MASK}, (B, D), 11,
+        4 * PROJECTION + 3 * D,
     ),
     "tubelet embedding": Case(
         TubeletEmbedding,

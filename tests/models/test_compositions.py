@@ -5,12 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from factories import MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
+from factories import IMAGE_SIZE, MAX_LENGTH, VOCABULARY_SIZE, randomized, tiny_batch, tiny_model
 
+from mmfusion.encoders import TextTransformer, VisionTransformer
 from mmfusion.errors import ConfigError
 from mmfusion.fusion import CoFusion, CrossFusion, QFormerFusion, ResamplerFusion
 from mmfusion.layers import AttentionPooling, ModalityDropout
-from mmfusion.models import ContrastiveHead, ImageTextModel
+from mmfusion.models import CaptioningHead, ContrastiveHead, ImageTextModel, MatchingHead
 
 HEADS = ("contrastive", "matching", "masked_language", "captioning")
 
@@ -207,5 +208,143 @@ def test_impossible_compositions_are_refused():
         ImageTextModel(**streams, contrastive_head=parts.contrastive_head, contrastive_tokens="fusion")
     with pytest.raises(ConfigError, match="the matching and captioning heads need a fusion"):
         ImageTextModel(**streams, matching_head=parts.matching_head, captioning_head=parts.captioning_head)
-    with pytest.raises(ConfigError, match="expected encoder or fusion"):
+    with pytest.raises(ConfigError, match="expected encoder or pooling or fusion"):
         tiny_model(contrastive_tokens="patches")
+    pooling = AttentionPooling(num_heads=2, num_queries=3)
+    with pytest.raises(ConfigError, match="without a pooling"):
+        tiny_model(contrastive_tokens="pooling")
+    for queries, options in ((3, {"contrastive_tokens": "pooling"}), (-1, {"contrastive_tokens": "pooling"}), (1, {})):
+        with pytest.raises(ConfigError, match="impossible contrastive_queries"):
+            tiny_model(image_pooling=pooling, contrastive_queries=queries, **options)
+    with pytest.raises(ConfigError, match="unknown contrastive_text"):
+        tiny_model(contrastive_text="words")
+    with pytest.raises(ConfigError, match="a class token that there is not"):
+        tiny_model(contrastive_text="class_token")
+    with pytest.raises(ConfigError, match="cannot read a text without an image"):
+        tiny_model(contrastive_text="fusion", fusion=CoFusion(dim=12, image_dim=16, depth=1, num_heads=2))
+    with pytest.raises(ConfigError, match="the contrastive head needs a fusion"):
+        ImageTextModel(**streams, contrastive_head=parts.contrastive_head, contrastive_text="fusion")
+    with pytest.raises(ConfigError, match="a head of both streams needs the transform"):
+        tiny_model(heads=("matching",), matching_head=MatchingHead(transform=False), matching_tokens="both")
+
+
+def with_leading_tokens(**options):
+    encoder = VisionTransformer(
+        image_size=IMAGE_SIZE, patch_size=8, dim=16, depth=1, num_heads=2, num_leading_tokens=2, name="image_encoder"
+    )
+    return randomized(tiny_model(image_encoder=encoder, **options))
+
+
+def test_leading_tokens_are_read_but_have_no_place_on_the_map():
+    model, batch = with_leading_tokens(contrastive_head=head_of("first")), tiny_batch(2)
+    ids, mask = batch["token_ids"], batch["token_mask"]
+    tokens = model.image_encoder(batch["image"])
+    assert tuple(tokens.shape) == (2, 8, 16)
+    expected = unit(to_numpy(tokens)[:, 0] @ to_numpy(model.contrastive_head.image_projection.kernel))
+    np.testing.assert_allclose(to_numpy(model.encode_image(batch["image"])), expected, atol=1e-5)
+    maps = to_numpy(model.attend(batch["image"], ids, mask))
+    scores = to_numpy(model.fusion(model.text_encoder(ids, mask), tokens, text_mask=mask, return_scores=True).scores)
+    assert scores.shape[-1] == 8 and maps.shape == (*scores.shape[:-1], 2, 3)
+    kept = scores[..., 2:]
+    np.testing.assert_allclose(
+        maps.reshape(kept.shape)[mask_of(maps, mask)], (kept / kept.sum(-1, keepdims=True))[mask_of(maps, mask)], atol=1e-5
+    )
+    assert np.isfinite(to_numpy(model(batch)["match_logits"])).all()
+    pooled = with_leading_tokens(image_pooling=AttentionPooling(num_heads=2, num_queries=3, norm=True, name="image_pooling"))
+    maps = to_numpy(pooled.attend(batch["image"], ids, mask))
+    np.testing.assert_allclose(maps.sum((-1, -2))[mask_of(maps, mask)], 1.0, atol=1e-5)
+
+
+def head_of(pooling):
+    return ContrastiveHead(embedding_dim=8, image_pooling=pooling, name="contrastive_head")
+
+
+def mask_of(maps, mask):
+    return np.broadcast_to(mask[:, None, None], maps.shape[:4])
+
+
+@pytest.mark.parametrize("queries", [0, 2])
+def test_the_contrastive_head_may_read_what_is_pooled(queries):
+    pooling = AttentionPooling(num_heads=2, num_queries=5, norm=True, output_norm=True, name="image_pooling")
+    model = randomized(tiny_model(image_pooling=pooling, contrastive_tokens="pooling", contrastive_queries=queries))
+    batch = tiny_batch(2)
+    pooled = to_numpy(pooling(model.image_encoder(batch["image"])))
+    read, rest = (pooled[:, :queries], pooled[:, queries:]) if queries else (pooled, pooled)
+    expected = unit(read.mean(1) @ to_numpy(model.contrastive_head.image_projection.kernel))
+    np.testing.assert_allclose(to_numpy(model.encode_image(batch["image"])), expected, atol=1e-5)
+    ids, mask = batch["token_ids"], batch["token_mask"]
+    fused = model.fusion(model.text_encoder(ids, mask), rest, text_mask=mask)
+    match = to_numpy(model.matching_head(fused.text))
+    np.testing.assert_allclose(to_numpy(model.match(batch["image"], ids, mask)), match, atol=1e-5)
+    maps = to_numpy(model.attend(batch["image"], ids, mask))
+    assert maps.shape == (2, 2, 2, MAX_LENGTH, 2, 3)
+    np.testing.assert_allclose(maps.sum((-1, -2))[mask_of(maps, mask)], 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", ["class_token", "fusion"])
+def test_the_contrastive_head_may_read_the_text_otherwise(reading):
+    encoder = TextTransformer(
+        vocabulary_size=VOCABULARY_SIZE, max_length=MAX_LENGTH, dim=12, depth=1, num_heads=3, class_token="text",
+        name="text_encoder",
+    )  # fmt: skip
+    contrast = ContrastiveHead(
+        embedding_dim=8, text_pooling="first", text_norm=True, norm_epsilon=1e-3, projection_bias=True, name="contrastive_head"
+    )
+    parts = {"contrastive_head": contrast, "contrastive_text": reading}
+    model, batch = randomized(with_text(encoder, **parts)), tiny_batch(3)
+    ids, mask = batch["token_ids"], batch["token_mask"]
+    if reading == "class_token":
+        tokens = encoder.class_token_of(ids, mask)
+    else:
+        tokens = model.fusion.text_tokens(encoder(ids, mask), mask)
+    pooled = to_numpy(tokens)[:, 0]
+    gain, shift = (to_numpy(weight) for weight in contrast.text_pooled_norm.weights)
+    pooled = (pooled - pooled.mean(-1, keepdims=True)) / np.sqrt(pooled.var(-1, keepdims=True) + 1e-3) * gain + shift
+    expected = unit(pooled @ to_numpy(contrast.text_projection.kernel) + to_numpy(contrast.text_projection.bias))
+    found = to_numpy(model.encode_text(ids, mask))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(model(batch)["text_embedding"]), found, atol=1e-5)
+    both = model.text_encoder(ids, token_mask=mask)
+    np.testing.assert_allclose(to_numpy(model.encode_text(ids, mask, text=both)), found, atol=1e-5)
+    nothing = to_numpy(contrast.embed_text(tokens, np.zeros(tokens.shape[:2], bool)))
+    np.testing.assert_array_equal(nothing, 0.0)
+
+
+def with_text(encoder, **parts):
+    made = tiny_model(**{name: part for name, part in parts.items() if name != "contrastive_text"})
+    heads = {f"{name}_head": getattr(made, f"{name}_head") for name in made.heads}
+    return ImageTextModel(
+        image_encoder=made.image_encoder,
+        text_encoder=encoder,
+        fusion=made.fusion,
+        **heads,
+        contrastive_text=parts["contrastive_text"],
+    )
+
+
+def test_a_captioning_head_may_have_an_output_layer_of_its_own(tmp_path):
+    head = CaptioningHead(
+        start_id=2, end_id=3, transform=False, vocabulary_size=VOCABULARY_SIZE, output_bias=False, name="captioning_head"
+    )
+    model, batch = randomized(tiny_model(heads=("captioning",), captioning_head=head)), tiny_batch(2)
+    ids, patches = batch["token_ids"], model.image_encoder(batch["image"])
+    fused = model.fusion(model.text_encoder(ids, causal=True), patches, causal=True).text
+    expected = to_numpy(fused) @ to_numpy(head.output_dense.kernel)
+    np.testing.assert_allclose(to_numpy(model.caption_logits(patches, ids)), expected, atol=1e-5)
+    written = to_numpy(model.caption(batch["image"], max_tokens=2).token_ids)
+    first = to_numpy(model.caption_logits(patches, np.full((2, 1), 2, "int32")))[:, 0].copy()
+    first[:, [0, 2]] = -np.inf
+    np.testing.assert_array_equal(written[:, 0], first.argmax(-1))
+    assert len(head.weights) == 1 and CaptioningHead.from_config(head.get_config()).get_config() == head.get_config()
+    tied = CaptioningHead(start_id=2, end_id=3, norm_epsilon=1e-12, name="captioning_head")
+    assert randomized(tiny_model(heads=("captioning",), captioning_head=tied)).captioning_head.norm.epsilon == 1e-12
+
+
+def test_a_matching_head_may_read_the_first_token_as_it_is():
+    head = MatchingHead(transform=False)
+    head.build((None, None, 6))
+    randomized(head)
+    tokens = np.random.default_rng(0).normal(size=(3, 4, 6)).astype("float32")
+    kernel, bias = (to_numpy(weight) for weight in head.weights)
+    np.testing.assert_allclose(to_numpy(head(tokens)), tokens[:, 0] @ kernel[:, 0] + bias, atol=1e-6)
+    assert MatchingHead.from_config(head.get_config()).get_config() == head.get_config()

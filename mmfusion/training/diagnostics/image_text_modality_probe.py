@@ -35,12 +35,15 @@ class ImageTextModalityProbe:
         for head, output in _OUTPUTS.items():
             if head in model.heads:
                 asked = _asked(model, head, self.batch["token_ids"], self.batch["token_mask"])
-                text = model.text_encoder(asked.token_ids, token_mask=asked.token_mask, causal=asked.causal, training=False)
+                by_class = head == "contrastive" and model.contrastive_text == "class_token"
+                read = model.text_encoder.class_token_of if by_class else model.text_encoder
+                text = read(asked.token_ids, token_mask=asked.token_mask, causal=asked.causal, training=False)
+                text_mask = tf.ones_like(asked.token_mask[:, :1]) if by_class else asked.token_mask
 
                 def ask(streams: dict[str, tf.Tensor], output: Any = output, asked: _Asked = asked) -> tf.Tensor:
                     return output(model, streams["image"], patch_mask, streams["text"], asked)
 
-                report |= ModalityProbe({head: ask}, {"image": patches, "text": text}, {"text": asked.token_mask, **masks})()
+                report |= ModalityProbe({head: ask}, {"image": patches, "text": text}, {"text": text_mask, **masks})()
         return report
 
 
@@ -66,7 +69,9 @@ def _asked(model: ImageTextModel, head: str, ids: tf.Tensor, mask: tf.Tensor) ->
 
 
 def _contrastive(model: ImageTextModel, image: tf.Tensor, real: tf.Tensor | None, text: tf.Tensor, asked: _Asked) -> tf.Tensor:
-    with replaced_methods(model.text_encoder, call=lambda *arguments, **options: text):
+    given = lambda *arguments, **options: text  # noqa: E731
+    methods = {"call": given, "class_token_of": given} if model.contrastive_text == "class_token" else {"call": given}
+    with replaced_methods(model.text_encoder, **methods):
         embedded = model.encode_text(asked.token_ids, asked.token_mask, training=False)
     return tf.reduce_sum(model.embed_patches(image, training=False, patch_mask=real) * embedded, axis=-1)
 
