@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from mmfusion.errors import ExportError
+from mmfusion.layers.kernels.tiling import traced_for_elsewhere
 from mmfusion.models import ImageTextModel
 from mmfusion.models.captioning import CaptionState
 from mmfusion.models.fusing import fusion_of, image_read
@@ -157,6 +158,7 @@ def _captioning(
 
 def _traced(function: Callable[..., dict[str, tf.Tensor]], inputs: dict[str, tf.TensorSpec]) -> NumericFunction:
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
-    concrete = tf.function(function, autograph=False).get_concrete_function(**specs)
+    with traced_for_elsewhere():
+        concrete = tf.function(function, autograph=False).get_concrete_function(**specs)
     outputs = {name: tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in concrete.structured_outputs.items()}
     return NumericFunction(concrete, specs, outputs)
