@@ -55,9 +55,7 @@ def assert_bad_input_is_told(exported: Predictor, pictures: list[bytes]) -> None
 def assert_script_runs(export: Path, folder: Path) -> None:
     """With nothing of this repository at hand, from token ids and the picture beside it."""
     command = [sys.executable, str(export / "examples" / "run.py"), str(export / "examples" / "picture.jpg"), "2", "4", "6", "3"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, check=False, env={**os.environ, "PYTHONPATH": ""}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, env={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr[-2000:]
     for output in OUTPUTS:
         assert output in done.stdout
@@ -68,7 +66,9 @@ def description_of(export: Path) -> dict:
     """What stands beside it; the state is told whole."""
     described = json.loads((export / "mmfusion.json").read_text())
     step = described["functions"]["caption_step"]
-    assert set(described["state"]) == set(described["functions"]["caption_start"]["outputs"]) == set(step["inputs"]) - {"token_ids"}
+    assert (
+        set(described["state"]) == set(described["functions"]["caption_start"]["outputs"]) == set(step["inputs"]) - {"token_ids"}
+    )
     assert {after for after in described["state"].values() if after} == set(step["outputs"]) - {"logits"}
     # The picture's own keys and values are not handed from step to step.
     assert None in described["state"].values()

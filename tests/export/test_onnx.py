@@ -112,6 +112,16 @@ def test_what_onnx_lacks_is_refused_by_name():
         onnx_model("bessel", NumericFunction(traced, {"x": spec}, {"y": spec}))
 
 
+def test_a_kernel_that_onnx_cannot_is_refused_before_anything_is_written(exports, tmp_path):
+    fusion = {"style": "cross", "depth": 1, "num_heads": 2, "kernel": "local"}
+    run = load_run(untrained_run(exports / "local", "matching", fusion=fusion))
+    with pytest.raises(
+        ExportError, match=r"operators that ONNX does not have \[match\]: .*found TensorList.*another fusion style"
+    ):
+        export_portable(run, tmp_path / "export", kind="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broken_export_and_a_missing_runtime_are_told(onnx_export, co_run, tmp_path, monkeypatch):
     for name, content in (("short", b"no model"), ("away", None)):
         shutil.copytree(onnx_export, tmp_path / name)
