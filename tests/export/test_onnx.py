@@ -112,14 +112,15 @@ def test_what_onnx_lacks_is_refused_by_name():
         onnx_model("bessel", NumericFunction(traced, {"x": spec}, {"y": spec}))
 
 
-def test_a_kernel_that_onnx_cannot_is_refused_before_anything_is_written(exports, tmp_path):
-    fusion = {"style": "cross", "depth": 1, "num_heads": 2, "kernel": "local"}
-    run = load_run(untrained_run(exports / "local", "matching", fusion=fusion))
-    with pytest.raises(
-        ExportError, match=r"operators that ONNX does not have \[match\]: .*found TensorList.*another fusion style"
-    ):
-        export_portable(run, tmp_path / "export", kind="onnx")
-    assert not list(tmp_path.iterdir())
+def test_a_window_on_many_patches_goes_through(exports):
+    # More patches than the window, which is then moved along them.
+    sizes = {"dim": 16, "depth": 1, "num_heads": 2}
+    encoders = {"image_encoder": {"patch_size": 2, "kernel": "local", **sizes}, "text_encoder": sizes}
+    model = {"embedding_dim": 12, "heads": ["contrastive"], **encoders}
+    run = load_run(untrained_run(exports / "local", "contrastive", model=model, fusion={}))
+    export = export_portable(run, exports / "local-onnx", kind="onnx")
+    rows = verify_export(export, run)
+    assert outputs(rows) == {"encode_image/embedding", "encode_text/embedding"} and all(row.passed for row in rows)
 
 
 def test_a_broken_export_and_a_missing_runtime_are_told(onnx_export, co_run, tmp_path, monkeypatch):
