@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "evaluation": {"config", "text", "data", "losses", "models"},
     "explain": {"config", "text", "data", "layers", "models", "evaluation"},
     "training": {"config", "text", "data", "losses", "layers", "fusion", "models", "evaluation", "decoding"},
-    "export": {"config", "text", "data", "encoders", "models", "training", "explain"},
+    "export": {"config", "text", "data", "layers", "encoders", "models", "decoding", "training", "explain"},
     "retrieval": {"config", "text", "data", "models", "export"},
     "tuning": {"config", "training"},
     "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "training", "tuning", "text"},

@@ -1,11 +1,21 @@
-"""``mmfusion export``: a run into a SavedModel."""
+"""``mmfusion export``: a run into a SavedModel, LiteRT or ONNX."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Format(str, Enum):
+    """What an export can be."""
+
+    SAVED_MODEL = "saved_model"
+    LITERT = "litert"
+    LITERT_INT8 = "litert-int8"
+    ONNX = "onnx"
 
 
 def export(
@@ -14,16 +24,32 @@ def export(
         Path | None, typer.Option(help="Folder to write. Default: saved_models/ and the run folder's name.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export there.")] = False,
+    kind: Annotated[
+        Format, typer.Option("--format", help="saved_model takes files and sentences; the others pixels and token ids.")
+    ] = Format.SAVED_MODEL,
+    batch_size: Annotated[
+        int | None, typer.Option(help="The one batch size of LiteRT or ONNX functions. Default: free.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write a SavedModel that takes image files and sentences."""
+    """Write a SavedModel that takes image files and sentences, or LiteRT or ONNX functions that need no TensorFlow."""
     from mmfusion.cli.environment import quiet_tensorflow
+    from mmfusion.errors import ConfigError
 
     quiet_tensorflow()
-    from mmfusion.export import export_model
+    from mmfusion.export import export_model, export_portable
     from mmfusion.training import load_run
 
+    kind = Format(kind)
+    if kind is Format.SAVED_MODEL and batch_size is not None:
+        raise ConfigError("a SavedModel takes any batch", where="--batch-size", fix="leave it out, or choose another --format")
     loaded = load_run(run)
     # Not the recipe's name, which all of its runs share.
-    folder = export_model(loaded, output or Path("saved_models") / run.resolve().name, overwrite=overwrite)
+    name = run.resolve().name if kind is Format.SAVED_MODEL else f"{run.resolve().name}-{kind.value}"
+    output, script = output or Path("saved_models") / name, "request.py"
+    if kind is Format.SAVED_MODEL:
+        folder = export_model(loaded, output, overwrite=overwrite)
+    else:
+        folder = export_portable(loaded, output, kind=kind.value, overwrite=overwrite, batch_size=batch_size)
+        script = "run.py"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    typer.echo(f"{folder}: {size / 1e6:.1f} MB; try: python {folder}/examples/request.py")
+    typer.echo(f"{folder}: {size / 1e6:.1f} MB; try: python {folder}/examples/{script}")

@@ -1,11 +1,14 @@
-"""SavedModel exports: write, load, verify."""
+"""Exports: SavedModel, LiteRT, ONNX; write, load, verify."""
 
+from mmfusion.export.comparison import Comparison
+from mmfusion.export.portable import FORMATS, export_portable
 from mmfusion.export.predictor import Attention, Caption, Predictor, load
 from mmfusion.export.saved_model import example_image, export_model
 from mmfusion.export.serving_functions import ServingFunction, serving_functions
-from mmfusion.export.verify import Comparison, verify_export
+from mmfusion.export.verify import verify_export
 
 __all__ = [
+    "FORMATS",
     "Attention",
     "Caption",
     "Comparison",
@@ -13,6 +16,7 @@ __all__ = [
     "ServingFunction",
     "example_image",
     "export_model",
+    "export_portable",
     "load",
     "serving_functions",
     "verify_export",

@@ -17,8 +17,8 @@ from mmfusion.data.builtin import translation_source
 from mmfusion.errors import DataError, ExportError
 from mmfusion.explain import Localisation
 from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
+from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
-from mmfusion.export.saved_model import DESCRIPTION
 
 Image = str | Path | bytes
 Images = Image | Sequence[Image]
@@ -53,7 +53,7 @@ class Attention(NamedTuple):
 class Predictor:
     """Answers questions about pictures and sentences, from paths, bytes and strings.
 
-    Made by `mmfusion.load`, over a run folder or an exported SavedModel.
+    Made by `mmfusion.load`, over a run folder or an export: a SavedModel, LiteRT or ONNX.
 
     Args:
         functions: The signatures by name, each from named tensors to a dictionary of tensors.
@@ -223,7 +223,9 @@ def _reason(error: Exception) -> str:
 
 
 def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
-    """Loads a run folder or an exported SavedModel.
+    """Loads a run folder, or an export: a SavedModel, LiteRT or ONNX.
+
+    LiteRT and ONNX compute without TensorFlow; it reads the files and sentences. They know no ``attend``.
 
     Args:
         path: The folder.
@@ -233,11 +235,14 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
         The `Predictor`.
 
     Raises:
-        ExportError: If the folder is neither.
+        ExportError: If the folder is neither, or its runtime is not installed.
     """
     from mmfusion.training import RunFolder, load_run
 
     path = Path(path)
+    described = _described(path)
+    if described.get("kind", "saved_model") != "saved_model":
+        return _load_portable(path, described, batch_size)
     if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
         from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
 
@@ -271,11 +276,33 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     except Exception as error:
         raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
     functions = {name: function for name, function in loaded.signatures.items() if name != "serving_default"}
-    described = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
     frames, several = described.get("frames", 1), described.get("several_images", False)
     predictor = Predictor(functions, name=str(path), batch_size=batch_size, frames=frames, several=several)
     predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
     return predictor
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What an export says of itself; nothing where there is none."""
+    if not (path / DESCRIPTION).is_file():
+        return {}
+    try:
+        return json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError("broken export", where=path / DESCRIPTION, found=str(error)[:200]) from error
+
+
+def _load_portable(path: Path, described: dict[str, Any], batch_size: int) -> Predictor:
+    from mmfusion.export.portable import FORMATS
+    from mmfusion.export.portable_functions import portable_functions
+
+    if described["kind"] not in FORMATS:
+        raise ExportError(
+            "an export of an unknown kind", where=path, expected=", ".join(("saved_model", *FORMATS)), found=described["kind"],
+            fix="upgrade mmfusion",
+        )  # fmt: skip
+    functions, several = portable_functions(path, described), described["several_images"]
+    return Predictor(functions, name=str(path), batch_size=batch_size, frames=described["frames"], several=several)
 
 
 def read_image(image: Image) -> bytes:

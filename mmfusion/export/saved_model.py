@@ -15,11 +15,11 @@ import tensorflow as tf
 from mmfusion.config import dump_recipe
 from mmfusion.errors import ExportError
 from mmfusion.export.fingerprint import fingerprint
+from mmfusion.export.folder import DESCRIPTION, check_output, written_at_once
 from mmfusion.export.serving_functions import ServingFunction, as_tf_function, serving_functions, takes_several
 from mmfusion.training import LoadedRun
 from mmfusion.version import __version__
 
-DESCRIPTION = "mmfusion.json"
 REQUEST = "request.py"
 
 
@@ -40,12 +40,7 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
         ExportError: If the folder exists and is not to be replaced, or cannot be written.
     """
     output = Path(output)
-    if output.exists() and not overwrite:
-        raise ExportError("there is something already", where=output, fix="choose another --output, or pass --overwrite")
-    if output.exists() and not (output / DESCRIPTION).is_file() and any(output.iterdir()):
-        raise ExportError(
-            "not replaced: this is no export of mmfusion", where=output, expected=DESCRIPTION, fix="choose another --output"
-        )
+    check_output(output, overwrite)
     functions = serving_functions(
         run.model,
         run.tokenizer,
@@ -60,24 +55,13 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
     for name, signature in signatures.items():
         setattr(contents, name, signature)
     signatures["serving_default"] = next(iter(signatures.values()))
-    partial = output.with_name(f".partial-{output.name}")
-    try:
-        # What an export that was killed has left.
-        shutil.rmtree(partial, ignore_errors=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with written_at_once(output) as partial:
         tf.saved_model.save(contents, str(partial), signatures=signatures)
         (partial / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
         description = _description(run, functions)
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(run, description), encoding="utf-8")
         _write_examples(partial / "examples", description)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    except OSError as error:
-        raise ExportError("cannot write the export", where=output, found=error.strerror or error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -134,7 +118,24 @@ def _traced(serving: ServingFunction) -> Any:
 
 def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
     return {
+        **described(run, "saved_model"),
+        "signatures": {
+            name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
+            for name, serving in functions.items()
+        },
+    }
+
+
+def described(run: LoadedRun, kind: str) -> dict[str, Any]:
+    """What an export of any kind says of its run.
+
+    Args:
+        run: The run.
+        kind: ``"saved_model"``, or one of `mmfusion.export.portable.FORMATS`.
+    """
+    return {
         "format": 1,
+        "kind": kind,
         "name": run.recipe.name,
         "mmfusion": __version__,
         "tensorflow": tf.__version__,
@@ -146,14 +147,29 @@ def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
         "grid": list(run.model.image_encoder.grid),
         "heads": list(run.model.heads),
         "weights": fingerprint(run.model),
-        "signatures": {
-            name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
-            for name, serving in functions.items()
-        },
     }
 
 
 def _card(run: LoadedRun, description: dict[str, Any]) -> str:
+    usage = [
+        "## Signatures",
+        "",
+        *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
+        "",
+        f'`python examples/request.py {_picture_name(description)} "a sentence"` runs them with `tensorflow` and '
+        "`tensorflow_text` alone",
+        "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
+    ]
+    return model_card(run, usage)
+
+
+def model_card(run: LoadedRun, usage: list[str]) -> str:
+    """A model card in Markdown.
+
+    Args:
+        run: The run.
+        usage: Lines on how the export is used.
+    """
     data = run.recipe.data
     scores = run.folder.evaluation / "metrics.md"
     parts = [
@@ -166,13 +182,7 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
         f"Trained on `{data.source}`{f' ({data.name})' if data.name else ''}, split `{data.train_split}`, by the recipe in "
         "`recipe.yaml`: `mmfusion train recipe.yaml` makes it again.",
         "",
-        "## Signatures",
-        "",
-        *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
-        "",
-        f'`python examples/request.py {_picture_name(description)} "a sentence"` runs them with `tensorflow` and '
-        "`tensorflow_text` alone",
-        "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
+        *usage,
         "",
     ]
     if scores.is_file():

@@ -7,38 +7,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mmfusion.errors import ExportError
+from mmfusion.export.comparison import Comparison, compared
 from mmfusion.export.fingerprint import fingerprint
+from mmfusion.export.folder import DESCRIPTION
+from mmfusion.export.portable import SCRIPT
+from mmfusion.export.portable_verify import verify_portable
 from mmfusion.export.predictor import read_image
-from mmfusion.export.saved_model import DESCRIPTION, REQUEST, example_clip, example_image
+from mmfusion.export.saved_model import REQUEST, example_clip, example_image
 from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
 from mmfusion.training import LoadedRun
-
-
-class Comparison(NamedTuple):
-    """How one output of an export compares.
-
-    Attributes:
-        output: ``signature/output``.
-        shape: Its shape.
-        difference: Largest absolute difference; for strings, the number of different ones.
-        tolerance: The largest that passes.
-    """
-
-    output: str
-    shape: tuple[int, ...]
-    difference: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is within the tolerance."""
-        return self.difference <= self.tolerance
 
 
 def verify_export(
@@ -49,16 +32,19 @@ def verify_export(
     texts: list[str] | None = None,
     tolerance: float | None = None,
 ) -> list[Comparison]:
-    """Runs an export in a fresh process whose script imports TensorFlow and tensorflow-text alone, and compares every output.
+    """Runs an export in a fresh process and compares every output.
 
-    That process must not import mmfusion; Keras may be there, since TensorFlow brings it along.
+    A SavedModel's script imports TensorFlow and tensorflow-text alone; that process must not import mmfusion, and Keras may be
+    there, since TensorFlow brings it along. LiteRT and ONNX run without TensorFlow; see
+    `mmfusion.export.portable_verify.verify_portable`.
 
     Args:
         export: The export's folder.
         run: The run that it was made from.
         images: Pictures, or clips, to ask about; default the drawn example picture, in several sizes.
         texts: Sentences to ask about, as many as pictures; default a few.
-        tolerance: Largest absolute difference of numbers. Default 1e-4, or 2e-2 for a model in bfloat16.
+        tolerance: Largest absolute difference of numbers. Default 1e-4, or 2e-2 for a model in bfloat16; for int8 see
+            `mmfusion.export.portable_verify.verify_portable`.
 
     Returns:
         One `Comparison` an output.
@@ -68,14 +54,8 @@ def verify_export(
             than it should.
     """
     export = Path(export)
-    script = export / "examples" / REQUEST
-    if not script.is_file() or not (export / DESCRIPTION).is_file():
-        raise ExportError(
-            "not an export of mmfusion", where=export, expected=f"{DESCRIPTION} and examples/{REQUEST}",
-            found="no such folder" if not export.exists() else "a folder without them",
-            fix="name a folder that `mmfusion export` made",
-        )  # fmt: skip
-    _check_weights(export, run)
+    description = _description_of(export)
+    _check_weights(export, run, description)
     several = takes_several(run.model)
     contents: list[Any] = [read_image(image) for image in images] if images else _examples(run)
     if several and images:
@@ -83,6 +63,9 @@ def verify_export(
     texts = list(texts or [])
     defaults = ("a colourful square", "A man, a plan: café!", "")
     sentences = [texts[i] if i < len(texts) else defaults[i % len(defaults)] for i in range(len(contents))]
+    if description.get("kind", "saved_model") != "saved_model":
+        return verify_portable(export, run, description, contents, sentences, tolerance=tolerance)
+    script = export / "examples" / REQUEST
     if tolerance is None:
         tolerance = 2e-2 if run.model.image_encoder.compute_dtype == "bfloat16" else 1e-4
     tokens = run.tokenizer(sentences)
@@ -93,11 +76,25 @@ def verify_export(
         raise ExportError(
             "the export has other outputs than the model", where=export, expected=sorted(expected), found=sorted(served)
         )
-    return [_compare(name, expected[name], served[name], tolerance) for name in sorted(expected)]
+    return [compared(name, expected[name], served[name], tolerance) for name in sorted(expected)]
 
 
-def _check_weights(export: Path, run: LoadedRun) -> None:
-    described = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+def _description_of(export: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+        script = SCRIPT if description.get("kind", "saved_model") != "saved_model" else REQUEST
+        if (export / "examples" / script).is_file():
+            return description
+    except (OSError, ValueError):
+        script = REQUEST
+    raise ExportError(
+        "not an export of mmfusion", where=export, expected=f"{DESCRIPTION} and examples/{script}",
+        found="no such folder" if not export.exists() else "a folder without them",
+        fix="name a folder that `mmfusion export` made",
+    )  # fmt: skip
+
+
+def _check_weights(export: Path, run: LoadedRun, described: dict[str, Any]) -> None:
     expected, found = fingerprint(run.model), described.get("weights")
     if found not in (None, expected):  # exports of before say nothing: their answers are compared
         raise ExportError(
@@ -168,12 +165,3 @@ def _in_this_process(
                 array = np.array([item.decode("utf-8", "replace") for item in array.ravel()]).reshape(array.shape)
             answers[f"{name}/{output}"] = array
     return answers
-
-
-def _compare(name: str, expected: np.ndarray, found: np.ndarray, tolerance: float) -> Comparison:
-    if expected.shape != found.shape:
-        return Comparison(name, found.shape, float("inf"), tolerance)
-    if expected.dtype.kind in "US":
-        return Comparison(name, found.shape, float(np.sum(expected != found)), 0.0)
-    difference = np.abs(expected.astype("float64") - found.astype("float64"))
-    return Comparison(name, found.shape, float(np.max(difference, initial=0.0)), tolerance)

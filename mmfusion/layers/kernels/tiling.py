@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ from mmfusion.layers.masks import AttentionMask, both, length_of
 MASKED = -1e30
 # Numbers between queries and keys: what a processor's cache holds well beside the rest.
 CACHED = 2**19
+_TRACED_FOR_ELSEWHERE: ContextVar[bool] = ContextVar("traced_for_elsewhere", default=False)
 
 
 class Tile(NamedTuple):
@@ -49,7 +53,19 @@ class Tile(NamedTuple):
 
 def on_processor() -> bool:
     """Whether TensorFlow computes on the processor, operator by operator; what compiles, or has many cores, wants large tiles."""
+    if _TRACED_FOR_ELSEWHERE.get():
+        return False
     return keras.backend.backend() == "tensorflow" and keras.distribution.list_devices()[0].startswith("cpu")
+
+
+@contextmanager
+def traced_for_elsewhere() -> Iterator[None]:
+    """While it is open, graphs are for another runtime: nothing is cut to fit this processor's cache, which would need loops."""
+    token = _TRACED_FOR_ELSEWHERE.set(True)
+    try:
+        yield
+    finally:
+        _TRACED_FOR_ELSEWHERE.reset(token)
 
 
 class Split(NamedTuple):

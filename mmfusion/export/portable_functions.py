@@ -1,0 +1,127 @@
+"""The functions of a LiteRT or ONNX export behind the signatures of a SavedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mmfusion.config import load_recipe
+from mmfusion.data import Transform
+from mmfusion.decoding import beam_search, greedy
+from mmfusion.export.runtime import Runtime, open_runtime
+from mmfusion.text import WordPieceTokenizer
+
+Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
+
+
+def portable_functions(folder: Path, description: dict[str, Any]) -> Signatures:
+    """Opens an export: files and sentences are read by TensorFlow, as the model was trained; all else the runtime computes.
+
+    Args:
+        folder: The export's folder.
+        description: What is in its ``mmfusion.json``.
+
+    Returns:
+        ``encode_image``, ``encode_text``, ``encode_text_ids``, ``match`` and ``caption``, those that there are functions for,
+        with the inputs and outputs of `mmfusion.export.serving_functions`.
+
+    Raises:
+        ExportError: If the runtime is not installed, or a file is missing or broken.
+    """
+    from mmfusion.export.portable import VOCABULARY
+    from mmfusion.training.experiment import image_transform, load_tokenizer
+
+    recipe = load_recipe(folder / "recipe.yaml")
+    tokenizer, transform = load_tokenizer(recipe, folder / VOCABULARY), image_transform(recipe)
+    return _Signatures(open_runtime(folder, description), description, tokenizer, transform).by_name()
+
+
+class _Signatures:
+    def __init__(
+        self, runtime: Runtime, description: dict[str, Any], tokenizer: WordPieceTokenizer, transform: Transform
+    ) -> None:
+        self.runtime = runtime
+        self.description = description
+        self.tokenizer = tokenizer
+        self.transform = transform
+
+    def by_name(self) -> Signatures:
+        known = self.description["functions"]
+        found: Signatures = {}
+        if "encode_image" in known:
+            found |= {"encode_image": self.encode_image, "encode_text": self.encode_text, "encode_text_ids": self.encode_text_ids}
+        if "match" in known:
+            found["match"] = self.match
+        if "caption_step" in known:
+            found["caption"] = self.caption
+        return found
+
+    def encode_image(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._run("encode_image", self._pictures(image_bytes))
+
+    def encode_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._run("encode_text", self._words(text))
+
+    def encode_text_ids(self, token_ids: tf.Tensor, token_mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        # The functions have one length; what is behind the mask changes nothing.
+        room = [[0, 0], [0, self.tokenizer.max_length - tf.shape(token_ids)[1]]]
+        padded = {"token_ids": tf.pad(token_ids, room), "token_mask": tf.pad(token_mask, room)}
+        return self._run("encode_text", {name: value.numpy() for name, value in padded.items()})
+
+    def match(self, image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._run("match", self._pictures(image_bytes) | self._words(text))
+
+    def caption(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        options = dict(self.description["decoding"])
+        beam_size, length_penalty = options.pop("beam_size"), options.pop("length_penalty")
+        state = self._run("caption_start", self._pictures(image_bytes))
+        options["batch_size"] = len(image_bytes)
+        if beam_size == 1:
+            written = greedy(self._step, state, **options)
+            return {"caption": self.tokenizer.detokenize(written.token_ids), "score": written.scores}
+        beams = beam_search(self._step, state, beam_size=beam_size, length_penalty=length_penalty, **options)
+        # As in a SavedModel: the mean log-probability a token, whatever the length penalty.
+        length = tf.cast(tf.maximum(beams.lengths[:, 0], 1), tf.float32)
+        score = beams.scores[:, 0] * length ** (length_penalty - 1.0)
+        return {"caption": self.tokenizer.detokenize(beams.token_ids[:, 0]), "score": score}
+
+    def _step(self, token_ids: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        arrays = {name: value.numpy() for name, value in state.items()}
+        answer = self.runtime.run("caption_step", {"token_ids": token_ids.numpy(), **arrays})
+        # A tensor that comes back untouched is not moved when beams are reordered.
+        carried = self.description["state"]
+        new = {name: tf.constant(answer[after]) if (after := carried[name]) else value for name, value in state.items()}
+        return tf.constant(answer["logits"]), new
+
+    def _run(self, function: str, inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+        return {name: tf.constant(value) for name, value in self.runtime.run(function, inputs).items()}
+
+    def _words(self, text: tf.Tensor) -> dict[str, np.ndarray]:
+        tokens = self.tokenizer(text)
+        return {"token_ids": tokens.token_ids.numpy(), "token_mask": tokens.token_mask.numpy()}
+
+    def _pictures(self, image_bytes: tf.Tensor) -> dict[str, np.ndarray]:
+        return pictures_read(self.transform, list(image_bytes))
+
+
+def pictures_read(transform: Transform, contents: list[Any]) -> dict[str, np.ndarray]:
+    """Files into what the functions take of them.
+
+    Args:
+        transform: The model's.
+        contents: The bytes of each file; of several images an example, a list of each.
+
+    Returns:
+        ``pixels``, and of clips and several images ``image_mask``.
+
+    Raises:
+        tf.errors.OpError: If one is no image.
+    """
+    seen = [transform(tf.constant(content)) for content in contents]
+    if transform.frames == 1:
+        return {"pixels": np.stack(seen)}
+    return {"pixels": np.stack([clip.image for clip in seen]), "image_mask": np.stack([clip.image_mask for clip in seen])}
