@@ -11,8 +11,8 @@ import tensorflow as tf
 from mmfusion.errors import ExportError
 from mmfusion.layers.kernels.tiling import traced_for_elsewhere
 from mmfusion.models import ImageTextModel
-from mmfusion.models.captioning import CaptionState
-from mmfusion.models.fusing import fusion_of, image_read
+from mmfusion.models.captioning import first_state
+from mmfusion.models.fusing import image_read
 
 NEXT = "next_"
 
@@ -135,9 +135,7 @@ def _captioning(
 
     def start(**given: tf.Tensor) -> dict[str, tf.Tensor]:
         patches, mask = image_read(model, *patches_of(given))
-        size = tf.shape(patches)[0] if batch_size is None else batch_size
-        text = model.text_encoder.init_cache(size, room)
-        state = CaptionState(text, fusion_of(model).init_cache(size, room, patches, image_mask=mask))
+        state = first_state(model, patches, mask, room)
         structure[:] = [state]
         leaves = [leaf for leaf in keras.tree.flatten(state) if leaf is not None]
         return {f"state_{number:02}": tf.convert_to_tensor(leaf) for number, leaf in enumerate(leaves)}

@@ -43,7 +43,8 @@ def export_portable(
 
     Raises:
         ExportError: If the folder exists and is not to be replaced, or cannot be written; the format is unknown, or has no
-            operator for something in the model; the model translates; or a converter's package is missing.
+            operator for something in the model; the model translates, or writes by contrastive search; or a converter's package
+            is missing.
     """
     output = Path(output)
     if kind not in FORMATS:
@@ -52,8 +53,13 @@ def export_portable(
         raise ExportError("impossible batch size", expected="at least 1", found=batch_size)
     check_output(output, overwrite)
     model = portable_model(run.model)
-    options = run.recipe.decoding.options()
-    functions = numeric_functions(model, run.transform.shape, max_tokens=options["max_tokens"], batch_size=batch_size)
+    decoding = run.recipe.decoding
+    if model.captioning_head is not None and decoding.method == "contrastive":
+        raise ExportError(
+            "contrastive search needs vectors that the functions do not give", where="decoding.method",
+            expected="greedy, beam or sample", found=decoding.method, fix="change decoding.method in the run's recipe.yaml",
+        )  # fmt: skip
+    functions = numeric_functions(model, run.transform.shape, max_tokens=decoding.max_tokens, batch_size=batch_size)
     description = _description(run, kind, functions, batch_size)
     if kind == "onnx":
         files = {f"{name}.onnx": onnx_model(name, function).SerializeToString() for name, function in functions.items()}
@@ -83,11 +89,12 @@ def _description(run: LoadedRun, kind: str, functions: dict[str, NumericFunction
     if "caption_step" not in functions:
         return description
     head, step = run.model.head("captioning"), functions["caption_step"]
-    options = run.recipe.decoding.options()
+    decoding = run.recipe.decoding
     return description | {
         "decoding": {
-            **options,
-            "max_tokens": options["max_tokens"] or run.model.text_encoder.max_length - 1,
+            "options": {name: value for name, value in decoding.options().items() if name not in ("max_tokens", "min_tokens")},
+            "max_tokens": decoding.max_tokens or run.model.text_encoder.max_length - 1,
+            "min_tokens": decoding.min_tokens,
             "start_id": head.start_id,
             "end_id": head.end_id,
             "pad_id": head.pad_id,

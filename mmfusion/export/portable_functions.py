@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from mmfusion.config import load_recipe
 from mmfusion.data import Transform
-from mmfusion.decoding import beam_search, greedy
+from mmfusion.decoding import TokenRules
 from mmfusion.export.runtime import Runtime, open_runtime
+from mmfusion.models.captioning import METHODS, best_caption
 from mmfusion.text import WordPieceTokenizer
 
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
@@ -76,18 +77,20 @@ class _Signatures:
         return self._run("match", self._pictures(image_bytes) | self._words(text))
 
     def caption(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        options = dict(self.description["decoding"])
-        beam_size, length_penalty = options.pop("beam_size"), options.pop("length_penalty")
-        state = self._run("caption_start", self._pictures(image_bytes))
-        options["batch_size"] = len(image_bytes)
-        if beam_size == 1:
-            written = greedy(self._step, state, **options)
-            return {"caption": self.tokenizer.detokenize(written.token_ids), "score": written.scores}
-        beams = beam_search(self._step, state, beam_size=beam_size, length_penalty=length_penalty, **options)
-        # As in a SavedModel: the mean log-probability a token, whatever the length penalty.
-        length = tf.cast(tf.maximum(beams.lengths[:, 0], 1), tf.float32)
-        score = beams.scores[:, 0] * length ** (length_penalty - 1.0)
-        return {"caption": self.tokenizer.detokenize(beams.token_ids[:, 0]), "score": score}
+        said = self.description["decoding"]
+        options = dict(said["options"])
+        method, rules = options.pop("method"), {name: said[name] for name in ("min_tokens", "forbidden_ids")}
+        rules |= {name: options.pop(name) for name in TokenRules._fields if name in options}
+        output = METHODS[method](
+            self._step,
+            self._run("caption_start", self._pictures(image_bytes)),
+            batch_size=len(image_bytes),
+            rules=TokenRules(**rules),
+            **{name: said[name] for name in ("start_id", "end_id", "pad_id", "max_tokens")},
+            **options,
+        )
+        token_ids, score = best_caption(output, options.get("length_penalty", 1.0) if method == "beam" else 1.0)
+        return {"caption": self.tokenizer.detokenize(token_ids), "score": score}
 
     def _step(self, token_ids: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         arrays = {name: value.numpy() for name, value in state.items()}

@@ -12,6 +12,7 @@ from mmfusion.data import Clip, Transform
 from mmfusion.data.translation import with_source
 from mmfusion.encoders import SourceImageEncoder
 from mmfusion.models import ImageTextModel
+from mmfusion.models.captioning import best_caption
 from mmfusion.text import WordPieceTokenizer
 
 
@@ -92,14 +93,9 @@ def serving_functions(
         return answer
 
     def written(images: Any, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        output = model.caption(images, mask, **decoding)
-        if len(output.token_ids.shape) == 2:
-            return tokenizer.detokenize(output.token_ids), output.scores
-        score, penalty = output.scores[:, 0], decoding.get("length_penalty", 1.0)
-        if decoding.get("method", "beam") == "beam" and penalty != 1.0:
-            # A beam's own score depends on the length penalty; the answer's is the mean log-probability a token.
-            score = score * tf.cast(tf.maximum(output.lengths[:, 0], 1), tf.float32) ** (penalty - 1.0)
-        return tokenizer.detokenize(output.token_ids[:, 0]), score
+        penalty = decoding.get("length_penalty", 1.0) if decoding.get("method", "beam") == "beam" else 1.0
+        token_ids, score = best_caption(model.caption(images, mask, **decoding), penalty)
+        return tokenizer.detokenize(token_ids), score
 
     def caption(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         text, score = written(*pictures(image_bytes))

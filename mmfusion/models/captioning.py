@@ -215,6 +215,21 @@ def checked_options(model: ImageTextModel, method: str | None, options: dict[str
     return method, rules._replace(forbidden_ids=(head.start_id, *head.forbidden_ids, *rules.forbidden_ids)), options
 
 
+def best_caption(output: DecodeOutput | BeamOutput, length_penalty: float = 1.0) -> tuple[KerasTensor, KerasTensor]:
+    """The best caption of each image, ``int32[B, L]``, and its mean log-probability a token, ``float32[B]``.
+
+    Args:
+        output: What decoding gave.
+        length_penalty: Of beam search, whose own scores depend on it. Default 1.
+    """
+    if len(output.token_ids.shape) == 2:
+        return output.token_ids, output.scores
+    score = output.scores[:, 0]
+    if length_penalty != 1.0:
+        score = score * ops.cast(ops.maximum(output.lengths[:, 0], 1), "float32") ** (length_penalty - 1.0)
+    return output.token_ids[:, 0], score
+
+
 class Captioner:
     """Captions outside of a graph: one graph for each size of batch and each set of options, and few sizes of batch.
 

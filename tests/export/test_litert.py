@@ -143,4 +143,4 @@ def test_another_run_is_refused(litert, tmp_path):
     with pytest.raises(ExportError, match="not made from the model"):
         verify_export(litert, load_run(untrained_run(tmp_path / "other")))
     described = description_of(litert)
-    assert np.all([len(described["weights"]) == 64, described["decoding"]["beam_size"] == 2])
+    assert np.all([len(described["weights"]) == 64, described["decoding"]["options"]["beam_size"] == 2])
