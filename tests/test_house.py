@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "explain": {"config", "text", "data", "layers", "models", "evaluation"},
     "training": {"config", "text", "data", "losses", "layers", "fusion", "models", "evaluation", "decoding"},
     "export": {"config", "text", "data", "encoders", "models", "training", "explain"},
+    "serving": {"data", "export"},
     "retrieval": {"config", "text", "data", "models", "export"},
     "tuning": {"config", "training"},
-    "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "training", "tuning", "text"},
+    "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "serving", "training", "tuning", "text"},
 }
 KERAS_ONLY = ("layers", "fusion", "encoders", "models", "losses", "decoding")
 HEAVY = ("tensorflow_text", "tensorflow_datasets", "keras_tuner", "torch", "transformers", "faiss", "matplotlib")
