@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -107,8 +108,7 @@ class _Routes:
 
         by_rows, where, signature, rows, weights = await _aside(read, len(body))
         answers = await model.ask(signature, rows, weights, where)
-        size = sum(value.nbytes for row in answers for value in row.values())
-        return await _aside(lambda: _json(answer(answers, by_rows=by_rows)), size)
+        return await _aside(lambda: _json(answer(answers, by_rows=by_rows)), _bytes(answers))
 
     async def plain(self, request: Request) -> Response:
         """A person's question, by the name of its route."""
@@ -134,7 +134,7 @@ class _Routes:
             plain = [{key: json_value(value, key) for key, value in row.items()} for row in answers]
             return _json({"answers": plain} if listed else plain[0])
 
-        return await _aside(write, sum(value.nbytes for row in answers for value in row.values()))
+        return await _aside(write, _bytes(answers))
 
     async def status(self, request: Request) -> Response:
         """TensorFlow Serving's status of a model."""
@@ -183,6 +183,11 @@ class _Routes:
 async def _aside(work: Callable[[], Result], size: int) -> Result:
     """Does what may take long in a thread."""
     return await asyncio.to_thread(work) if size > _LARGE else work()
+
+
+def _bytes(answers: list[dict[str, np.ndarray]]) -> int:
+    # A row's text is no array.
+    return sum(getattr(value, "nbytes", 0) for row in answers for value in row.values())
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
