@@ -24,7 +24,7 @@ class Signature:
     Args:
         name: Its name.
         function: From named tensors to a dictionary of tensors.
-        inputs: Specs of the inputs by name: ``string``, ``int32`` or ``bool``, ``[B]`` or ``[B, N]``.
+        inputs: Specs of the inputs, in the order of their names: ``string``, ``int32`` or ``bool``, ``[B]`` or ``[B, N]``.
         outputs: Specs of the outputs by name, in the order of their names.
     """
 
@@ -59,7 +59,7 @@ def _signature(name: str, function: Any, where: str) -> Signature:
     if not hasattr(concrete, "structured_input_signature"):
         raise ExportError("cannot be served", where=where, expected="a run, or a SavedModel that `mmfusion export` wrote")
     positional, named = concrete.structured_input_signature
-    inputs = {**{spec.name: spec for spec in positional}, **named}
+    inputs = dict(sorted({**{spec.name: spec for spec in positional}, **named}.items()))
     for key, spec in inputs.items():
         if spec.dtype not in _TYPES or spec.shape.rank not in (1, 2):
             raise ExportError(

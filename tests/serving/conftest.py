@@ -49,10 +49,9 @@ class Service:
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(start))
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals) -> None:
         self.client.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
 
 
@@ -83,7 +82,7 @@ def service(folder, export) -> Iterator[Service]:
     options = ("--max-batch", 16, "--max-wait-ms", 200, "--max-instances", 8, "--max-body-mb", 12, "--max-megapixels", 20)
     one = Service(export, folder / "service.log", *options)
     yield one
-    one.stop()
+    one.stop(signal.SIGINT)
 
 
 @pytest.fixture(scope="session")
