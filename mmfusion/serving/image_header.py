@@ -50,7 +50,16 @@ def read_header(content: bytes) -> ImageHeader:
             if sizes:
                 width, height = sizes[0]
                 return ImageHeader(name, width, height, sum(width * height for width, height in sizes))
-    raise DataError(
+    raise not_readable(content)
+
+
+def not_readable(content: bytes) -> DataError:
+    """The error of a file that is no picture, or a damaged one.
+
+    Args:
+        content: The file's bytes.
+    """
+    return DataError(
         "not a readable image",
         where="image_bytes",
         expected="JPEG, PNG, WebP, GIF or BMP",

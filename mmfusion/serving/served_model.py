@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from mmfusion.errors import DataError, ExportError, told_by
 from mmfusion.export import Predictor, example_image
-from mmfusion.export.predictor import check_image, graph_reason
+from mmfusion.export.predictor import graph_reason
 from mmfusion.serving.batcher import Batcher, Batching, Outcome
 from mmfusion.serving.limits import Limits
 from mmfusion.serving.metrics import Metrics
 from mmfusion.serving.request_error import RequestError
-from mmfusion.serving.rows import batch_sizes, check_row, stack
+from mmfusion.serving.rows import batch_sizes, check_row, stack, undecodable
 from mmfusion.serving.signature import Signature, metadata, signatures_of
 from mmfusion.serving.wire import Row
 
@@ -128,6 +128,7 @@ class ServedModel:
             ExportError: If a signature fails.
         """
         for name, signature in self.signatures.items():
+            undecodable(self._fillers[name], signature)
             for size in (1, self._sizes[-1]):
                 if self.state != "LOADING":
                     return
@@ -164,12 +165,12 @@ class ServedModel:
                 refused = DataError(
                     "the model refused the input", where=" and ".join(signature.inputs), found=graph_reason(error)
                 )
-                return [_bad_picture(signature, rows[0]) or refused]
+                return [undecodable(rows[0], signature) or refused]
         except tf.errors.OpError as error:
             found = graph_reason(error)
             return [RequestError("the model failed", status=500, where=signature.name, found=found) for _ in rows]
         # A picture whose header is fine and whose rest is not shows only now. Those are told apart by decoding each.
-        outcomes: list[Outcome] = [_bad_picture(signature, row) for row in rows]
+        outcomes: list[Outcome] = [undecodable(row, signature) for row in rows]
         good = [number for number, outcome in enumerate(outcomes) if outcome is None]
         parts = [[number] for number in good] if len(good) == len(rows) else [good] if good else []
         for part in parts:
@@ -210,17 +211,3 @@ def _filler(signature: Signature) -> Row:
         value = example_image(8) if key.endswith("_bytes") else b"a"
         row[key] = [value] if spec.shape.rank == 2 else value
     return row
-
-
-def _bad_picture(signature: Signature, row: Row) -> DataError | None:
-    """What is wrong with a row's pictures, if anything."""
-    for key in signature.inputs:
-        if not key.endswith("_bytes"):
-            continue
-        for content in row[key] if isinstance(row[key], list) else [row[key]]:
-            try:
-                if content:
-                    check_image(content, content)
-            except DataError as error:
-                return error
-    return None
