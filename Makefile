@@ -59,6 +59,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:
 	rm -rf $(VENV) build dist test-results *.egg-info

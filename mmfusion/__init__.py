@@ -42,7 +42,7 @@ _HOMES = {
 }
 _ROOMS = (
     "config", "convert", "data", "decoding", "encoders", "errors", "evaluation", "explain", "export", "fusion", "layers",
-    "losses", "models", "retrieval", "text", "training", "tuning",
+    "losses", "models", "retrieval", "serving", "text", "training", "tuning",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]

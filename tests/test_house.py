@@ -34,9 +34,10 @@ MAY_IMPORT = {
     "explain": {"config", "text", "data", "layers", "models", "evaluation"},
     "training": {"config", "text", "data", "losses", "layers", "fusion", "models", "evaluation", "decoding"},
     "export": {"config", "text", "data", "layers", "encoders", "models", "decoding", "training", "explain"},
+    "serving": {"data", "export"},
     "retrieval": {"config", "text", "data", "models", "export"},
     "tuning": {"config", "training"},
-    "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "training", "tuning", "text"},
+    "cli": {"config", "data", "evaluation", "explain", "export", "models", "retrieval", "serving", "training", "tuning", "text"},
 }
 KERAS_ONLY = ("layers", "fusion", "encoders", "models", "losses", "decoding", "convert")
 # The one file that turns Keras code into a graph of whichever backend there is.

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from mmfusion.cli import caption, config, data, evaluate, export, locate, presets, search, train, translate, tune, verify
+from mmfusion.cli import caption, config, data, evaluate, export, locate, presets, search, serve, train, translate, tune, verify
 from mmfusion.errors import MMFusionError
 from mmfusion.version import __version__
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Images and text joined by attention: train, evaluate, caption, search, tune, export.",
+    help="Images and text joined by attention: train, evaluate, caption, search, tune, export, serve.",
 )
 
 
@@ -43,7 +43,7 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 for _command in (
     train.train, evaluate.evaluate, caption.caption, translate.translate, search.search, tune.tune, export.export, verify.verify,
-    presets.presets, locate.locate,
+    presets.presets, locate.locate, serve.serve,
 ):  # fmt: skip
     app.command()(_stoppable(_command))
 app.add_typer(config.app, name="config")
@@ -61,7 +61,7 @@ def main(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
 ) -> None:
-    """Images and text joined by attention: train, evaluate, caption, search, tune, export."""
+    """Images and text joined by attention: train, evaluate, caption, search, tune, export, serve."""
     if debug:
         os.environ["MMFUSION_DEBUG"] = "1"
 

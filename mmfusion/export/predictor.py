@@ -187,7 +187,7 @@ class Predictor:
             for row, read in zip(files, contents, strict=True):
                 for file, content in zip(row, read, strict=True):
                     check_image(file, content)
-            raise ExportError("the model refused the input", where=self.name, found=_reason(error)) from error
+            raise ExportError("the model refused the input", where=self.name, found=graph_reason(error)) from error
 
     def _files_of(self, images: Images) -> list[Image]:
         if not isinstance(images, list | tuple):
@@ -214,7 +214,7 @@ def _pairs(images: Any, texts: Any) -> tuple[list[Any], list[str]]:
     return pictures, words
 
 
-def _reason(error: Exception) -> str:
+def graph_reason(error: Exception) -> str:
     """What of a graph's error says what is wrong: the message of an assertion, else the first line that says anything."""
     asserted = re.search(r"assertion failed: \[(.*?)\]", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
