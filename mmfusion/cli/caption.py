@@ -3,55 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mmfusion.export import Caption, Predictor
 
 
 def caption(
     model: Annotated[Path, typer.Argument(help="A run folder or an export.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", show_default=False)],
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="OPTION=VALUE",
+            help="Of a run, how to write: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...",
+            show_default=False,
+        ),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Of a run: show each caption while it is written.")] = False,
 ) -> None:
-    """Write a caption for each picture."""
-    import json
-
+    """Write a caption for each picture, or several."""
     from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
 
     quiet_tensorflow()
+    from mmfusion.config.overrides import apply_overrides
     from mmfusion.errors import DataError
     from mmfusion.export import load
     from mmfusion.retrieval import list_images
 
+    asked = apply_overrides({}, options or [])
     predictor = load(model)
     paths = [path for image in images for path in (list_images(image) if image.is_dir() else [image])]
     failed = 0
-    for start in range(0, len(paths), predictor.batch_size):
-        batch = paths[start : start + predictor.batch_size]
+    for start in range(0, len(paths), 1 if stream else predictor.batch_size):
+        batch = paths[start : start + (1 if stream else predictor.batch_size)]
         with native_notes_hidden():
-            try:
-                answers = [(path, answer, None) for path, answer in zip(batch, predictor.caption(batch), strict=True)]
-            except DataError:
-                answers = [_one(predictor, path) for path in batch]
-        for path, answer, error in answers:
-            if answer is None:
+            if stream:
+                answers = [_streamed(predictor, batch[0], asked)]
+            else:
+                try:
+                    answers = list(zip(batch, _captions(predictor, batch, asked), [None] * len(batch), strict=True))
+                except DataError:
+                    answers = [_one(predictor, path, asked) for path in batch]
+        for path, captions, error in answers:
+            if error is not None:
                 failed += 1
                 typer.echo(f"error: {error}", err=True)
-            elif json_lines:
-                row = {"image": str(path), "caption": answer.text, "score": round(answer.score, 4)}
-                typer.echo(json.dumps(row, ensure_ascii=False))
-            else:
-                typer.echo(f"{path}: {answer.text}")
+            elif not stream:
+                _tell(path, captions, json_lines)
     if failed:
         raise typer.Exit(2)
     if not paths:
         raise DataError("no pictures there", where=", ".join(map(str, images)), expected="JPEG, PNG, WebP, GIF or BMP files")
 
 
-def _one(predictor, path):  # type: ignore[no-untyped-def]
+def _captions(predictor: Predictor, paths: list[Path], options: dict[str, Any]) -> list[list[Caption]]:
+    return predictor.captions(paths, **options) if options else [[found] for found in predictor.caption(paths)]
+
+
+def _one(predictor: Predictor, path: Path, options: dict[str, Any]) -> tuple[Path, list[Caption], Exception | None]:
     from mmfusion.errors import DataError
 
     try:
-        return path, predictor.caption([path])[0], None
+        return path, _captions(predictor, [path], options)[0], None
     except DataError as error:
-        return path, None, error
+        return path, [], error
+
+
+def _streamed(predictor: Predictor, path: Path, options: dict[str, Any]) -> tuple[Path, list[Caption], Exception | None]:
+    from mmfusion.errors import DataError
+
+    try:
+        shown = f"{path}: "
+        typer.echo(shown, nl=False)
+        for text in predictor.stream_caption(path, **options):
+            # What is new, where the text only grew; all of it where a word was joined to the one before.
+            line = f"{path}: {text}"
+            typer.echo(line[len(shown) :] if line.startswith(shown) else f"\r{line}", nl=False)
+            shown = line
+        typer.echo()
+        return path, [], None
+    except DataError as error:
+        typer.echo()
+        return path, [], error
+
+
+def _tell(path: Path, captions: list[Caption], json_lines: bool) -> None:
+    import json
+
+    if not json_lines:
+        for found in captions:
+            typer.echo(f"{path}: {found.text}")
+        return
+    rows = [{"caption": found.text, "score": round(found.score, 4)} for found in captions]
+    row = {"image": str(path), **(rows[0] if len(rows) == 1 else {"captions": rows})}
+    typer.echo(json.dumps(row, ensure_ascii=False))

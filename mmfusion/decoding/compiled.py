@@ -31,9 +31,7 @@ def compiled(function: Callable[..., Any], variables: Sequence[keras.Variable] =
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False)
+        return _traced(function)
     if backend != "jax":
         return function
     import jax
@@ -46,6 +44,30 @@ def compiled(function: Callable[..., Any], variables: Sequence[keras.Variable] =
 
     traced = jax.jit(with_values)
     return lambda *arguments: traced([variable.value for variable in variables], arguments)
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    graphs: dict[Any, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        flat = keras.tree.flatten(arguments)
+        given = [None if leaf is None else tf.convert_to_tensor(leaf) for leaf in flat]
+        specs = tuple(None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in given)
+        if specs not in graphs:
+
+            def packed(*tensors: Any) -> Any:
+                remaining = iter(tensors)
+                leaves = [None if spec is None else next(remaining) for spec in specs]
+                return function(*keras.tree.pack_sequence_as(arguments, leaves))
+
+            # Traced here and not at a call, since TensorFlow warns of many graphs that come of one line, as these do.
+            wanted = [spec for spec in specs if spec is not None]
+            graphs[specs] = tf.function(packed, autograph=False).get_concrete_function(*wanted)
+        return graphs[specs](*[leaf for leaf in given if leaf is not None])
+
+    return call
 
 
 def is_eager(tensor: KerasTensor) -> bool:

@@ -1,8 +1,10 @@
 """Exports: SavedModel, LiteRT, ONNX; write, load, verify."""
 
+from mmfusion.export.answers import Attention, Caption
 from mmfusion.export.comparison import Comparison
+from mmfusion.export.loading import load
 from mmfusion.export.portable import FORMATS, export_portable
-from mmfusion.export.predictor import Attention, Caption, Predictor, load
+from mmfusion.export.predictor import Predictor
 from mmfusion.export.saved_model import example_image, export_model
 from mmfusion.export.serving_functions import ServingFunction, serving_functions
 from mmfusion.export.verify import verify_export

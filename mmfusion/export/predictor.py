@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,38 +14,17 @@ import tensorflow as tf
 from mmfusion.data.builtin import translation_source
 from mmfusion.errors import DataError, ExportError
 from mmfusion.explain import Localisation
+from mmfusion.export.answers import Attention, Caption
 from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
-from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
+from mmfusion.export.run_captions import captions_of_run, stream_of_run
+
+if TYPE_CHECKING:
+    from mmfusion.training import LoadedRun
 
 Image = str | Path | bytes
 Images = Image | Sequence[Image]
 """A picture or a clip's file; for a model of several images, also a list of files."""
-
-
-class Caption(NamedTuple):
-    """A caption of a picture.
-
-    Attributes:
-        text: The caption.
-        score: Its mean log-probability a token; nearer to 0 is surer.
-    """
-
-    text: str
-    score: float
-
-
-class Attention(NamedTuple):
-    """Where each token of a sentence looks in a picture.
-
-    Attributes:
-        maps: ``float32[layers, heads, T, rows, cols]``; each map sums to 1. Of a clip or several images
-            ``float32[layers, heads, T, frames, rows, cols]``, with the frames that are padding at 0.
-        tokens: The T tokens.
-    """
-
-    maps: np.ndarray
-    tokens: list[str]
 
 
 class Predictor:
@@ -61,8 +38,7 @@ class Predictor:
         batch_size: Pictures or sentences at a time. Default 32.
         frames: Pictures that an example has room for: frames of a clip, or images. Default 1.
         several: Whether these are several files, ``image_bytes: string[B, N]``. Default False.
-        locate: From a picture's bytes and a phrase to a `mmfusion.explain.Localisation`, where there is a whole model to ask.
-            Default: by the signatures.
+        run: The run, where there is a whole model to ask for more than the signatures give. Default None.
     """
 
     def __init__(
@@ -73,14 +49,14 @@ class Predictor:
         batch_size: int = 32,
         frames: int = 1,
         several: bool = False,
-        locate: Callable[..., Localisation] | None = None,
+        run: LoadedRun | None = None,
     ) -> None:
         self.functions = functions
         self.name = name
         self.batch_size = batch_size
         self.frames = frames
         self.several = several
-        self._locate = locate
+        self._run = run
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -107,6 +83,50 @@ class Predictor:
             Caption(text.decode("utf-8", "replace"), float(score))
             for text, score in zip(answer["caption"], answer["score"], strict=True)
         ]
+
+    def captions(self, images: Sequence[Images], **options: Any) -> list[list[Caption]]:
+        """Writes captions of each picture as the options say, best first; of a run alone: an export writes as its recipe said.
+
+        Args:
+            images: The pictures.
+            **options: Those of `mmfusion.models.ImageTextModel.caption`, such as ``method="sample", num_samples=3``; and in
+                words ``prefix``, what each caption begins with, ``required``, a list of phrases that each has (with beam
+                search), and ``forbidden``, a list of words that none has.
+
+        Raises:
+            ExportError: If there is no whole model to ask.
+            DataError: If a picture cannot be read, or a word is not in the vocabulary.
+        """
+        run = self._whole("captions that are not as the recipe said")
+        found: list[list[Caption]] = []
+        for batch in self._batches({"images": _pictures(images)}, len(_pictures(images))):
+            found += captions_of_run(run, self._contents(batch["images"]), options)
+        return found
+
+    def stream_caption(self, image: Images, **options: Any) -> Iterator[str]:
+        """Yields the greedy caption of one picture as far as it is written, word by word; of a run alone.
+
+        Args:
+            image: The picture.
+            **options: As of `captions`, those of greedy decoding.
+        """
+        run = self._whole("a caption while it is written")
+        return stream_of_run(run, self._contents([image])[0], options)
+
+    def _whole(self, what: str) -> LoadedRun:
+        if self._run is None:
+            raise ExportError(f"an export does not give {what}", where=self.name, expected="a run folder", fix="ask the run")
+        return self._run
+
+    def _contents(self, images: Sequence[Images]) -> list[list[bytes]]:
+        """The files' bytes of each example; refuses what is no picture."""
+        rows = []
+        for example in images:
+            files = self._files_of(example)
+            rows.append([read_image(file) for file in files])
+            for file, content in zip(files, rows[-1], strict=True):
+                check_image(file, content)
+        return rows
 
     def translate(self, images: Sequence[Image], texts: Sequence[str], language: str) -> list[Caption]:
         """Translates sentence n, with the help of picture n, into a language by its short name, such as ``"de"``."""
@@ -151,11 +171,11 @@ class Predictor:
                 "phrases are looked for in single pictures", where=self.name, expected="a model that sees one at a time",
                 found=f"one that sees {self.frames}",
             )  # fmt: skip
-        if self._locate is None:
+        if self._run is None:
             return locate_by_signatures(self, image, phrase, method=method, sentence=sentence)
         content = read_image(image)
         check_image(image, content)
-        return self._locate(content, phrase, method=method, sentence=sentence)
+        return locate_in_run(self._run, content, phrase, method=method, sentence=sentence)
 
     def _ask(self, signature: str, **inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         if signature not in self.functions:
@@ -220,89 +240,6 @@ def graph_reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [asserted[1]] if asserted else lines[1:] or lines or [type(error).__name__]
     return told[0][:300]
-
-
-def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
-    """Loads a run folder, or an export: a SavedModel, LiteRT or ONNX.
-
-    LiteRT and ONNX compute without TensorFlow; it reads the files and sentences. They know no ``attend``.
-
-    Args:
-        path: The folder.
-        batch_size: Pictures or sentences at a time. Default 32.
-
-    Returns:
-        The `Predictor`.
-
-    Raises:
-        ExportError: If the folder is neither, or its runtime is not installed.
-    """
-    from mmfusion.training import RunFolder, load_run
-
-    path = Path(path)
-    described = _described(path)
-    if described.get("kind", "saved_model") != "saved_model":
-        return _load_portable(path, described, batch_size)
-    if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
-        from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
-
-        run = load_run(path)
-        signatures = serving_functions(
-            run.model,
-            run.tokenizer,
-            run.transform,
-            **run.recipe.decoding.options(),
-        )
-        return Predictor(
-            {name: as_tf_function(function) for name, function in signatures.items()},
-            name=str(path),
-            batch_size=batch_size,
-            frames=run.transform.frames,
-            several=takes_several(run.model),
-            locate=functools.partial(locate_in_run, run),
-        )
-    if not (path / "saved_model.pb").is_file() or not (path / DESCRIPTION).is_file():
-        raise ExportError(
-            "neither a run nor an export of mmfusion",
-            where=path,
-            expected=f"recipe.yaml with best.keras, or saved_model.pb with {DESCRIPTION}",
-            found="no such folder" if not path.exists() else "a file" if path.is_file() else "a folder without them",
-            fix="name a folder that `mmfusion train` or `mmfusion export` made",
-        )
-    import tensorflow_text  # noqa: F401  registers the tokenizer's operators
-
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:
-        raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
-    functions = {name: function for name, function in loaded.signatures.items() if name != "serving_default"}
-    frames, several = described.get("frames", 1), described.get("several_images", False)
-    predictor = Predictor(functions, name=str(path), batch_size=batch_size, frames=frames, several=several)
-    predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
-    return predictor
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """What an export says of itself; nothing where there is none."""
-    if not (path / DESCRIPTION).is_file():
-        return {}
-    try:
-        return json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError("broken export", where=path / DESCRIPTION, found=str(error)[:200]) from error
-
-
-def _load_portable(path: Path, described: dict[str, Any], batch_size: int) -> Predictor:
-    from mmfusion.export.portable import FORMATS
-    from mmfusion.export.portable_functions import portable_functions
-
-    if described["kind"] not in FORMATS:
-        raise ExportError(
-            "an export of an unknown kind", where=path, expected=", ".join(("saved_model", *FORMATS)), found=described["kind"],
-            fix="upgrade mmfusion",
-        )  # fmt: skip
-    functions, several = portable_functions(path, described), described["several_images"]
-    return Predictor(functions, name=str(path), batch_size=batch_size, frames=described["frames"], several=several)
 
 
 def read_image(image: Image) -> bytes:
