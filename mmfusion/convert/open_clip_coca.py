@@ -249,7 +249,7 @@ def _model(config: Mapping[str, Any], dtype: str | keras.DTypePolicy) -> ImageTe
             layer_scale=decoder["ls_init_value"],
             context_norm=True,
             feed_forward_between=True,
-            **blocks,
+            activation=blocks["activation"],
             **options,
             name="fusion",
         ),

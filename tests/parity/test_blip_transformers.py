@@ -35,11 +35,12 @@ SIZES = [pytest.param(TINY, id="tiny"), pytest.param(BASE, id="base", marks=pyte
 
 
 def random_values(module):
-    """Biases and norms too; matrices small enough that what is said varies from word to word."""
+    """Biases and norms too; the text's layers add little each, so that what was said last decides what is said next."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in module.parameters():
-            spread = 0.2 if weight.dim() < 2 else 0.8 * weight[0].numel() ** -0.5
+        for name, weight in module.named_parameters():
+            part = 0.4 if "text" in name and (".encoder.layer." in name or weight.dim() < 2) else 1.0
+            spread = part * (0.2 if weight.dim() < 2 else weight[0].numel() ** -0.5)
             weight.copy_((weight if weight.dim() < 2 else 0.0) + spread * torch.randn(weight.shape, generator=generator))
     return module.eval()
 
@@ -107,7 +108,7 @@ def test_greedy_words(captioning):
     found = captioning.ours.caption(captioning.images, max_tokens=most, min_tokens=3)
     np.testing.assert_array_equal(to_numpy(found.token_ids), written)
     lengths = to_numpy(found.lengths)
-    assert (lengths < most).sum() == 2 and len(np.unique(written)) >= 5
+    assert (lengths < most).sum() == 2 and len(np.unique(written)) > 8
 
 
 def test_matching_and_contrast(retrieval):

@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from checkpoint_layouts import BLIP_CONFIG, COCA_CONFIG, blip_retrieval, coca
 from factories import randomized, tiny_batch, tiny_model
 
+from mmfusion.convert import convert_blip_retrieval, convert_open_clip_coca
 from mmfusion.evaluation.diagnostic_figures import draw_diagnostics, read_diagnostics
 from mmfusion.evaluation.figures import draw_learning_curves
 from mmfusion.layers import LayerScale, ModalityDropout
@@ -258,3 +260,16 @@ def test_the_callback_asks_when_due(tmp_path):
     rows = read_diagnostics(tmp_path / "log.jsonl")
     assert [row["epoch"] for row in rows] == [1, 3] and len(drawn) == 2
     assert [row["counting"] for row in rows] == [{"nothing": None, "steps": 1}, {"nothing": None, "steps": 2}]
+
+
+@pytest.mark.parametrize(("convert", "state", "config"), [
+    (convert_open_clip_coca, coca, COCA_CONFIG),
+    (convert_blip_retrieval, blip_retrieval, BLIP_CONFIG),
+])  # fmt: skip
+def test_shares_where_the_embedding_reads_a_class_token_or_the_fusion(convert, state, config):
+    model, random = convert(state(), config), np.random.default_rng(0)
+    ids = tf.constant(random.integers(1, 28, (6, 5)))
+    batch = {"image": tf.constant(random.normal(size=(6, 16, 16, 3)), tf.float32), "token_ids": ids, "token_mask": ids > 0}
+    shares = ImageTextModalityProbe(model, batch)()["contrastive"]
+    for way in ("ablation", "gradient"):
+        assert shares[way]["text"] > 1e-3 and shares[way]["image"] + shares[way]["text"] == pytest.approx(1.0)
