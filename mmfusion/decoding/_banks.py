@@ -46,7 +46,7 @@ class OneBank:
     """All beams together."""
 
     count = 1
-    final = None
+    final: int | None = None
 
     def choose(self, continued: KerasTensor, end_id: int) -> Candidates:
         """The 2K likeliest."""

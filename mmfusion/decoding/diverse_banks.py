@@ -16,7 +16,7 @@ class DiverseBanks:
         penalty: By how much a log-probability falls for each text of an earlier group that went on with the same token.
     """
 
-    final = None
+    final: int | None = None
 
     def __init__(self, count: int, penalty: float) -> None:
         self.count = count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import KerasTensor, ops
@@ -115,7 +115,7 @@ class TokenRules(NamedTuple):
         return never[None]
 
     def _begun(self, scores: KerasTensor, logits: KerasTensor, position: KerasTensor, pad_id: int) -> KerasTensor:
-        prefix = self.prefix_ids
+        prefix: Any = self.prefix_ids
         length = prefix.shape[1]
         if not length:
             return scores

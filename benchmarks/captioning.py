@@ -1,0 +1,180 @@
+"""Captions of pictures, seconds: ours beside open_clip's CoCa ViT-B/32 and transformers' BLIP base, with the same random weights.
+
+    MMFUSION_OPEN_CLIP_PYTHON=.../bin/python python benchmarks/captioning.py
+    python benchmarks/captioning.py --families blip --precisions float32 bfloat16 --rounds 7
+
+Four pictures, 30 tokens of CoCa (its start token among them) and 20 of BLIP, from pixels to token ids. The peer runs in a
+process of its own and waits while ours runs. Greedy words are compared, and BLIP's of three beams; `details` say how many are
+equal. CoCa's groups of beams have no diversity there, so ours have none either. The peer's Python is this one for BLIP, and for
+CoCa what `MMFUSION_OPEN_CLIP_PYTHON` names; without it there are no figures, since the weights are the peer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import EXTRAS, Seconds, add_threads_argument, core_count, emit, interleaved, timed, use_same_device
+
+PEERS = Path(__file__).with_name("captioning_peers.py")
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "coca": {
+        "greedy": {"method": "greedy"},
+        "top_p": {"method": "sample", "top_p": 0.9},
+        "beams": {"method": "beam", "beam_size": 6, "num_groups": 3, "diversity_penalty": 0.0},
+    },
+    "blip": {"greedy": {"method": "greedy"}, "beams": {"method": "beam", "beam_size": 3}},
+}
+TOKENS = {"coca": 30, "blip": 20}
+
+
+class Peer:
+    """The other process.
+
+    Args:
+        family: ``"coca"`` or ``"blip"``.
+        folder: Where it writes its weights.
+        options: What it is told.
+    """
+
+    def __init__(self, family: str, folder: Path, options: dict[str, Any]) -> None:
+        python = sys.executable if family == "blip" else os.environ["MMFUSION_OPEN_CLIP_PYTHON"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [python, str(PEERS), family, str(folder), json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self.name = self._read()["ready"]
+        self.tokens: dict[str, Any] = {}
+
+    def ask(self, method: str) -> Seconds:
+        """A round of the peer's."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"method": method}) + "\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        self.tokens[method] = answer["tokens"]
+        return Seconds(answer["wall"], answer["processor"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                if isinstance(found := json.loads(line), dict):
+                    return found
+        raise SystemExit(f"error: the peer ended with status {self.process.wait()}")
+
+
+@contextlib.contextmanager
+def peer_of(family: str, folder: Path, options: dict[str, Any]) -> Iterator[Peer]:
+    """The peer, until it is not needed any more."""
+    peer = Peer(family, folder, options)
+    try:
+        yield peer
+    finally:
+        peer.process.kill()
+        peer.process.wait()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures what the arguments ask for and prints the lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--methods", nargs="+", help="only these: greedy, top_p, beams")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--tokens", type=int, help="default 30 for CoCa, 20 for BLIP")
+    parser.add_argument("--rounds", type=int, default=5)
+    add_threads_argument(parser)
+    options = parser.parse_args(arguments)
+    threads = options.threads or core_count()
+    use_same_device(None, "cpu", threads)
+    for family in options.families:
+        if family == "coca" and "MMFUSION_OPEN_CLIP_PYTHON" not in os.environ:
+            print("no peer, and so no weights: MMFUSION_OPEN_CLIP_PYTHON names no Python that has open_clip", file=sys.stderr)
+            continue
+        if family == "blip" and not _has_transformers():
+            print(f"no peer, and so no weights: transformers and torch are not installed. {EXTRAS}", file=sys.stderr)
+            continue
+        tokens = options.tokens or TOKENS[family]
+        with tempfile.TemporaryDirectory(prefix="mmfusion-benchmark-") as folder:
+            told = {"images": options.images, "tokens": tokens, "threads": threads}
+            with peer_of(family, Path(folder), told) as peer:
+                measure(family, Path(folder), peer, tokens, options)
+
+
+def _has_transformers() -> bool:
+    import importlib.util
+
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def measure(family: str, folder: Path, peer: Peer, tokens: int, options: argparse.Namespace) -> None:
+    """Prints the lines of one family."""
+    import keras
+
+    images = keras.ops.convert_to_tensor(np.load(folder / "images.npy"))
+    models = {precision: converted(family, folder, precision) for precision in options.precisions}
+    # open_clip counts the start token, and ends its last token itself; BLIP's are new ones.
+    length = {"max_tokens": tokens - 2 if family == "coca" else tokens, "min_tokens": tokens - 2 if family == "coca" else tokens}
+    for method, how in METHODS[family].items():
+        if options.methods and method not in options.methods:
+            continue
+        written: dict[str, Any] = {}
+
+        def write(precision: str, how: dict[str, Any] = how, written: dict[str, Any] = written) -> None:
+            written[precision] = np.asarray(models[precision].caption(images, **how, **length).token_ids)
+
+        runs = {precision: timed(lambda precision=precision: write(precision)) for precision in models}
+        timings = interleaved({**runs, "peer": lambda method=method: peer.ask(method)}, rounds=options.rounds)
+        for precision in models:
+            own, their = timings[precision], timings["peer"]
+            emit(
+                f"captioning.{family}.{method}.{precision}",
+                own.wall,
+                f"s, {options.images} pictures, {tokens} tokens",
+                peer=f"{peer.name}, float32, the same weights",
+                peer_value=their.wall,
+                less_is_better=True,
+                details={
+                    "rounds": options.rounds,
+                    "processor_time_ratio": round(their.processor / own.processor, 2),
+                    "ratio_range": _range(own, their),
+                    "equal_words": equal_words(family, written[precision], np.asarray(peer.tokens[method])),
+                    "threads": options.threads or core_count(),
+                },
+            )
+
+
+def _range(own: Any, their: Any) -> list[float]:
+    ratios = [theirs.wall / ours.wall for ours, theirs in zip(own.rounds, their.rounds, strict=True)]
+    return [round(min(ratios), 2), round(max(ratios), 2)]
+
+
+def equal_words(family: str, ours: np.ndarray, theirs: np.ndarray) -> str:
+    """How many words of ours are the peer's, from the first after the start token."""
+    ours = ours[:, 0] if ours.ndim == 3 else ours
+    theirs = theirs[:, 1 : 1 + ours.shape[1]]
+    size = min(ours.shape[1], theirs.shape[1])
+    return f"{int((ours[:, :size] == theirs[:, :size]).sum())} of {ours[:, :size].size}"
+
+
+def converted(family: str, folder: Path, precision: str) -> Any:
+    """The peer's model as ours."""
+    from mmfusion.convert import convert_blip_captioning, convert_open_clip_coca
+
+    convert = convert_open_clip_coca if family == "coca" else convert_blip_captioning
+    return convert(folder / "model.safetensors", folder / "config.json", dtype=precision)
+
+
+if __name__ == "__main__":
+    main()
