@@ -12,6 +12,7 @@ from mmfusion.decoding._stepping import StepFunction, Stepper, check_at_least_on
 from mmfusion.decoding.outputs import DecodeOutput
 from mmfusion.decoding.token_rules import TokenRules
 from mmfusion.errors import ConfigError
+from mmfusion.layers.cache_writing import write_at
 
 
 def contrastive_search(
@@ -165,7 +166,7 @@ class _Search:
             lengths + ops.cast(ops.logical_not(ended), "int32"),
             ops.logical_or(ended, token == self.end_id),
             ops.cast(ops.take(new_logits, rows, axis=0), "float32"),
-            ops.slice_update(said, (0, position + 1, 0), pick(vectors, choice)),
+            write_at(said, position + 1, pick(vectors, choice)),
         )
         moved = [
             keep_form(ops.take(leaf, rows, axis=0), old) if len(leaf.shape) else leaf
