@@ -20,7 +20,7 @@ def caption(
         typer.Option(
             "--set",
             metavar="OPTION=VALUE",
-            help="Of a run, how to write: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...",
+            help="Of a run, or an export made --with-options, how to write: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...",
             show_default=False,
         ),
     ] = None,

@@ -73,7 +73,10 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     if fixed is not None:
         functions = {name: FixedSignature(function, fixed) for name, function in functions.items()}
     frames, several = described.get("frames", 1), described.get("several_images", False)
-    predictor = Predictor(functions, name=str(path), batch_size=batch_size, frames=frames, several=several)
+    predictor = Predictor(
+        functions, name=str(path), batch_size=batch_size, frames=frames, several=several,
+        caption_options=described.get("caption_options"),
+    )  # fmt: skip
     predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
     return predictor
 

@@ -171,7 +171,8 @@ def _more(description: dict[str, Any]) -> list[str]:
             "",
             f"`caption_sample` draws {options['num_samples']}, `caption_beam` finds {options['beam_size']} captions of each "
             f"picture, with `max_tokens` from 1 to {options['max_tokens']}. `seed` is one number a picture, the other options "
-            "are one for the whole request: ask by column (`inputs`), as in `examples/caption_sample.json`.",
+            "are one for the whole request: ask by column (`inputs`), as in `examples/caption_sample.json`. TensorFlow Serving "
+            "refuses them with `--enable_batching`, and does not warm them up.",
         ]
     return lines
 

@@ -16,9 +16,10 @@ WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 def write_warm_up(
     folder: Path, signatures: Mapping[str, Mapping[str, str]], values: Mapping[str, np.ndarray], *, name: str
 ) -> None:
-    """Writes a request for each signature: a TFRecord file of ``PredictionLog`` messages.
+    """Writes a request for each signature of batches: a TFRecord file of ``PredictionLog`` messages.
 
-    TensorFlow Serving does not load a model whose warm-up fails, so what is asked here has to be answered.
+    TensorFlow Serving does not load a model whose warm-up fails, so what is asked here has to be answered. Signatures that take a
+    number for a whole request are left out: a Serving that joins requests (``--enable_batching``) refuses these.
 
     Args:
         folder: The SavedModel's.
@@ -32,6 +33,8 @@ def write_warm_up(
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in signatures.items():
+            if any(not np.ndim(values[key]) for key in inputs):
+                continue
             writer.write(warm_up_request(name, signature, {key: values[key] for key in inputs}))
 
 

@@ -17,6 +17,7 @@ from mmfusion.export import check_serving, example_image, export_model, load, se
 from mmfusion.export.operators import operators_of
 from mmfusion.export.prediction_log import prediction_log
 from mmfusion.export.warmup import WARM_UP, warm_up_request
+from mmfusion.serving.signature import signatures_of
 from mmfusion.training import load_run
 
 PICTURES = [example_image(size) for size in (64, 96, 40)]
@@ -134,6 +135,36 @@ def test_any_number_of_examples_through_one_batch_size(export, run) -> None:
     assert [caption.text for caption in predictor.caption(PICTURES)] == [caption.text for caption in whole.caption(PICTURES)]
     attention = predictor.attend(PICTURES[0], "a dog")
     np.testing.assert_allclose(attention.maps, whole.attend(PICTURES[0], "a dog").maps, atol=1e-5)
+    # Whoever asks it, a service say, sees a free batch.
+    for signature in signatures_of(predictor).values():
+        assert all(spec.shape[0] is None for spec in (*signature.inputs.values(), *signature.outputs.values()) if spec.shape.rank)
+
+
+def test_one_interface_over_the_run_and_an_export_with_options(export, run) -> None:
+    """Three pictures through a batch of two; what the export was not made for is told."""
+    exported, whole = load(export), load(run.folder.path)
+    for options, width in (
+        ({"method": "sample", "seeds": np.array([3, 9, 4], "int32"), "temperature": 1.5, "top_p": 0.8}, {"num_samples": 3}),
+        ({"method": "beam", "length_penalty": 0.0, "min_tokens": 2, "max_tokens": 6}, {"beam_size": 2}),
+    ):
+        found, expected = exported.captions(PICTURES, **options), whole.captions(PICTURES, **options, **width)
+        assert [[caption.text for caption in row] for row in found] == [[caption.text for caption in row] for row in expected]
+        assert found == exported.captions(PICTURES, **options, **width)
+        np.testing.assert_allclose(found[2][1].score, expected[2][1].score, rtol=1e-4)
+    for options, message in (
+        ({"method": "sample", "num_samples": 5}, "another number of captions.*expected num_samples=3"),
+        (
+            {"method": "beam", "prefix": "a dog"},
+            "caption_beam does not take that.*expected length_penalty.*found prefix; ask the run",
+        ),
+        ({"method": "sample", "temperature": "hot"}, "not what an option can be.*temperature.*expected one float32, found 'hot'"),
+        ({"method": "sample", "max_tokens": 2.5}, "max_tokens.*expected one int32, found 2.5"),
+        ({"method": "sample", "seeds": [1, 2]}, r"seeds.*expected int32\[3\], found \[1, 2\]"),
+        ({"method": "greedy"}, "does not write so.*expected method sample or beam, found 'greedy'"),
+        ({"method": "sample", "temperature": -1.0}, "refused the input.*temperature: expected a number above 0"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            exported.captions(PICTURES, **options)
 
 
 @pytest.mark.slow
@@ -158,7 +189,8 @@ def test_warm_up_requests_are_answered(export, loaded) -> None:
         }
         assert set(asked(**{key: tf.constant(value) for key, value in inputs.items()})) == set(asked.structured_outputs)
         answered.append(request.model_spec.signature_name)
-    assert sorted(answered) == sorted(set(loaded.signatures) - {"serving_default"})
+    # Those with numbers for a whole request are refused by a Serving that joins requests, which then would not load the model.
+    assert sorted(answered) == ["attend", "caption", "encode_image", "encode_text", "encode_text_ids"]
 
 
 def field(number: int, content: bytes) -> bytes:
