@@ -71,7 +71,7 @@ def option_inputs(
 
 def _cast(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
     found = np.asarray(value)
-    if found.shape != shape or not np.can_cast(found.dtype, dtype, "same_kind"):
+    if found.shape != shape or found.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
         expected = f"{dtype.name}{list(shape)}" if shape else f"one {dtype.name}"
         raise ExportError("not what an option can be", where=f"{where}: {name}", expected=expected, found=repr(value)[:80])
     return found.astype(dtype)
