@@ -27,6 +27,9 @@ def check_serving(
                 typer.echo(f"TensorFlow Serving {release}: {what}: {', '.join(names)}")
         if not (found.held or found.lacking or found.unknown):
             typer.echo(f"TensorFlow Serving {release}: the export needs no operators but TensorFlow's own")
+        if any(name.startswith("Xla") for name in found.unknown):
+            # Exports of before: Serving's flag is off by default, and its own help calls it experimental.
+            typer.echo("  operators of XLA run with --xla_cpu_compilation_enabled alone; an export made now has none")
         if found.source is not None:
             typer.echo(f"  by {found.source}")
         if found.older:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from mmfusion.config import DecodingConfig
-from mmfusion.decoding import BeamOutput
+from mmfusion.decoding import BeamOutput, DecodeOutput
 from mmfusion.export.serving_function import ServingFunction
 from mmfusion.models import ImageTextModel
 from mmfusion.models.captioning import checked_length, mean_scores
@@ -46,7 +46,7 @@ def caption_functions(
     drawn = _fixed(decoding, "sample", "temperature", "top_p", "seeds", "max_tokens")
     searched = _fixed(decoding, "beam", "length_penalty", "min_tokens", "max_tokens")
 
-    def told(output: BeamOutput, scores: tf.Tensor) -> dict[str, tf.Tensor]:
+    def told(output: DecodeOutput | BeamOutput, scores: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = tf.reshape(output.token_ids, [-1, longest])
         return {"caption": tf.reshape(tokenizer.detokenize(rows), tf.shape(scores)), "score": scores}
 

@@ -115,7 +115,7 @@ class Predictor:
     def _captions_by_signature(self, images: list[Any], options: dict[str, Any]) -> list[list[Caption]]:
         assert self._caption_options is not None
         name, numbers, seeds = option_inputs(options, self._caption_options, len(images), self.name)
-        inputs: dict[str, Sequence[Any]] = {"image_bytes": images}
+        inputs: dict[str, Any] = {"image_bytes": images}
         if name == "caption_sample":
             inputs["seed"] = seeds
         answer = self._ask(name, numbers, **inputs)

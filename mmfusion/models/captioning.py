@@ -230,7 +230,7 @@ def best_caption(output: DecodeOutput | BeamOutput, length_penalty: float = 1.0)
     return output.token_ids[:, 0], mean_scores(output, length_penalty)[:, 0]
 
 
-def mean_scores(output: BeamOutput, length_penalty: float | KerasTensor) -> KerasTensor:
+def mean_scores(output: DecodeOutput | BeamOutput, length_penalty: float | KerasTensor) -> KerasTensor:
     """The mean log-probability a token of each text of beam search, ``float32[B, K]``.
 
     Args:
