@@ -20,7 +20,8 @@ def caption(
         typer.Option(
             "--set",
             metavar="OPTION=VALUE",
-            help="Of a run, how to write: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...",
+            help="How to write, of a run: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...; of an "
+            "export made --with-options what its captions take.",
             show_default=False,
         ),
     ] = None,

@@ -28,8 +28,11 @@ def export(
         Format, typer.Option("--format", help="saved_model takes files and sentences; the others pixels and token ids.")
     ] = Format.SAVED_MODEL,
     batch_size: Annotated[
-        int | None, typer.Option(help="The one batch size of LiteRT or ONNX functions. Default: free.", show_default=False)
+        int | None, typer.Option(help="The one batch size of all signatures or functions. Default: free.", show_default=False)
     ] = None,
+    with_options: Annotated[
+        bool, typer.Option("--with-options", help="A SavedModel's captions also with options as inputs.")
+    ] = False,
 ) -> None:
     """Write a SavedModel that takes image files and sentences, or LiteRT or ONNX functions that need no TensorFlow."""
     from mmfusion.cli.environment import quiet_tensorflow
@@ -40,14 +43,17 @@ def export(
     from mmfusion.training import load_run
 
     kind = Format(kind)
-    if kind is Format.SAVED_MODEL and batch_size is not None:
-        raise ConfigError("a SavedModel takes any batch", where="--batch-size", fix="leave it out, or choose another --format")
+    if kind is not Format.SAVED_MODEL and with_options:
+        raise ConfigError(
+            "its functions compute one token, options are what asks them", where="--with-options",
+            expected="--format saved_model", found=kind.value,
+        )  # fmt: skip
     loaded = load_run(run)
     # Not the recipe's name, which all of its runs share.
     name = run.resolve().name if kind is Format.SAVED_MODEL else f"{run.resolve().name}-{kind.value}"
     output, script = output or Path("saved_models") / name, "request.py"
     if kind is Format.SAVED_MODEL:
-        folder = export_model(loaded, output, overwrite=overwrite)
+        folder = export_model(loaded, output, overwrite=overwrite, with_options=with_options, batch_size=batch_size)
     else:
         folder = export_portable(loaded, output, kind=kind.value, overwrite=overwrite, batch_size=batch_size)
         script = "run.py"

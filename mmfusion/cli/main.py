@@ -12,7 +12,22 @@ from typing import Any, NoReturn
 
 import typer
 
-from mmfusion.cli import caption, config, data, evaluate, export, locate, presets, search, serve, train, translate, tune, verify
+from mmfusion.cli import (
+    caption,
+    check_serving,
+    config,
+    data,
+    evaluate,
+    export,
+    locate,
+    presets,
+    search,
+    serve,
+    train,
+    translate,
+    tune,
+    verify,
+)
 from mmfusion.errors import MMFusionError
 from mmfusion.version import __version__
 
@@ -43,7 +58,7 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 for _command in (
     train.train, evaluate.evaluate, caption.caption, translate.translate, search.search, tune.tune, export.export, verify.verify,
-    presets.presets, locate.locate, serve.serve,
+    presets.presets, locate.locate, serve.serve, check_serving.check_serving,
 ):  # fmt: skip
     app.command()(_stoppable(_command))
 app.add_typer(config.app, name="config")

@@ -40,15 +40,21 @@ class DecodingConfig(Section):
         "contrastive": ("top_k", "alpha"),
     }
 
-    def options(self) -> dict[str, Any]:
+    def options(self, method: str | None = None) -> dict[str, Any]:
         """As `mmfusion.models.ImageTextModel.caption` takes them: those that are not at their defaults, and the method.
+
+        Args:
+            method: As if this were the method. Default: the recipe's.
 
         Example:
             >>> from mmfusion.config import DecodingConfig
             >>> DecodingConfig(method="beam", beam_size=4, temperature=0.5).options()
             {'method': 'beam', 'beam_size': 4}
+            >>> DecodingConfig(method="beam", beam_size=4, temperature=0.5).options("sample")
+            {'method': 'sample', 'temperature': 0.5}
         """
-        own = (*self.common, *self.of_method[self.method])
+        method = method or self.method
+        own = (*self.common, *self.of_method[method])
         defaults = {name: type(self).model_fields[name].default for name in own}
         chosen = {name: getattr(self, name) for name in own if getattr(self, name) != defaults[name] or name == "beam_size"}
-        return {"method": self.method, **chosen}
+        return {"method": method, **chosen}

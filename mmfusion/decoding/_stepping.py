@@ -114,6 +114,31 @@ def known_vocabulary(scores: KerasTensor) -> int:
     return int(size)
 
 
+def check_options(*options: tuple[str, Any, bool, str]) -> None:
+    """Raises `ConfigError` for the first option that is impossible.
+
+    Args:
+        *options: Name, value, whether it fits, and what would.
+    """
+    for name, value, fits, expected in options:
+        if not fits:
+            raise ConfigError("impossible decoding option", where=name, expected=expected, found=value)
+
+
+def check_limit(limit: int | KerasTensor | None, max_tokens: int) -> int | KerasTensor:
+    """How many tokens to write at most: the room, unless there is a limit.
+
+    Raises:
+        ConfigError: If there is no room for a limit that is a number.
+    """
+    if limit is None:
+        return max_tokens
+    if ops.is_tensor(limit):
+        return ops.cast(limit, "int32")
+    check_options(("limit", limit, 1 <= limit <= max_tokens, f"1 to max_tokens ({max_tokens})"))
+    return limit
+
+
 def check_at_least_one(**sizes: int) -> None:
     """Raises `ConfigError` for a size below 1."""
     for name, value in sizes.items():

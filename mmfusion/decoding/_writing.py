@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import KerasTensor, ops
 
-from mmfusion.decoding._stepping import Stepper, keep_form
+from mmfusion.decoding._stepping import Stepper, check_limit, keep_form
 from mmfusion.decoding.outputs import DecodeOutput
 from mmfusion.decoding.token_rules import TokenRules
 
@@ -24,6 +24,7 @@ def write_rows(
     pad_id: int,
     max_tokens: int,
     rules: TokenRules,
+    limit: int | KerasTensor | None = None,
 ) -> DecodeOutput:
     """Writes until each text has ended. An ended text stays as it is while others go on.
 
@@ -37,14 +38,16 @@ def write_rows(
         pad_id: What follows the end.
         max_tokens: L, most tokens to write.
         rules: What may be written.
+        limit: Most tokens to write this time, 1 to L; may be a scalar tensor. Default: L.
 
     Returns:
         The texts. One that no token could go on is ended there, with a score of ``-inf``.
     """
     columns = ops.arange(max_tokens, dtype="int32")[None, :]
+    most = check_limit(limit, max_tokens)
 
     def unfinished(position: KerasTensor, *carried: Any) -> KerasTensor:
-        return ops.logical_and(position < max_tokens, ops.logical_not(ops.all(carried[4])))
+        return ops.logical_and(position < most, ops.logical_not(ops.all(carried[4])))
 
     def write(position: KerasTensor, *carried: Any) -> tuple[Any, ...]:
         tokens, last, total, lengths, ended, leaves = carried

@@ -13,6 +13,7 @@ from mmfusion.decoding._stepping import (
     StepFunction,
     Stepper,
     check_at_least_one,
+    check_limit,
     keep_form,
     known_vocabulary,
     repeat_rows,
@@ -35,13 +36,14 @@ def beam_search(
     end_id: int,
     pad_id: int,
     max_tokens: int,
-    length_penalty: float = 1.0,
+    length_penalty: float | KerasTensor = 1.0,
     early_stopping: bool = True,
     num_groups: int = 1,
     diversity_penalty: float = 0.5,
     required: Sequence[Sequence[int]] = (),
     rules: TokenRules | None = None,
     shared: Any = None,
+    limit: int | KerasTensor | None = None,
 ) -> BeamOutput:
     """Looks for the texts with the highest ``score = Σ_t log p(token[t]) / length ** length_penalty``.
 
@@ -58,7 +60,8 @@ def beam_search(
     the phrases, and those of its last state are the result. A phrase of one token doubles the beams, a longer one more.
 
     Runs eagerly, in `tf.function` (with ``jit_compile`` too) and under `jax.jit`. An example's result does not depend
-    on the others in its batch.
+    on the others in its batch. `length_penalty` and `limit`, and `min_tokens` of the rules, may be scalar tensors, so that one
+    graph serves all their values; those are not checked.
 
     Args:
         step: ``(token_ids int32[B·K], state) -> (logits float[B·K, V], state)``. It is called with the start tokens
@@ -83,6 +86,7 @@ def beam_search(
         shared: The structure of the state with a bool for each tensor: True for one that belongs to the example and not to a
             text, such as an image's keys and values. It is never repeated: `step` gets it with B rows beside ``B·K`` tokens, of
             which K in a row are of one example. Default: none is.
+        limit: Most tokens to write this time, 1 to L. Default: L.
 
     Returns:
         The texts, best first.
@@ -134,6 +138,7 @@ def beam_search(
         length_penalty=length_penalty,
         early_stopping=early_stopping,
         rules=rules,
+        limit=limit,
     )
     beams, _ = ops.while_loop(search.goes_on, search.grow, search.begin(batch_size, start_id))
     return search.finish(beams)
@@ -175,9 +180,10 @@ class _Search:
         end_id: int,
         pad_id: int,
         max_tokens: int,
-        length_penalty: float,
+        length_penalty: float | KerasTensor,
         early_stopping: bool,
         rules: TokenRules,
+        limit: int | KerasTensor | None,
     ) -> None:
         self.stepper = stepper
         self.banks = banks
@@ -186,7 +192,9 @@ class _Search:
         self.end_id = end_id
         self.pad_id = pad_id
         self.max_tokens = max_tokens
-        self.length_penalty = float(length_penalty)
+        self.most = check_limit(limit, max_tokens)
+        given = ops.is_tensor(length_penalty)
+        self.length_penalty = ops.cast(length_penalty, "float32") if given else float(length_penalty)
         self.early_stopping = early_stopping
         self.rules = rules.repeated(self.per_example)
         self.move = RowMover(self.per_example)
@@ -219,7 +227,7 @@ class _Search:
 
     def goes_on(self, beams: _Beams, leaves: list[KerasTensor]) -> KerasTensor:
         """Whether there is a search that could still change."""
-        return ops.logical_and(beams.position < self.max_tokens, ops.logical_not(ops.all(beams.done)))
+        return ops.logical_and(beams.position < self.most, ops.logical_not(ops.all(beams.done)))
 
     def grow(self, beams: _Beams, leaves: list[KerasTensor]) -> tuple[_Beams, list[KerasTensor]]:
         """Writes one token to each live text."""
@@ -265,11 +273,11 @@ class _Search:
 
     def finish(self, beams: _Beams) -> BeamOutput:
         """The best of the texts that ended and those that were cut off."""
-        cut_off = ops.where(beams.done[:, None], float("-inf"), self._penalise(beams.live_totals, self.max_tokens))
+        cut_off = ops.where(beams.done[:, None], float("-inf"), self._penalise(beams.live_totals, self.most))
         scores, tokens, lengths = _best(
             self.beam_size,
             (beams.ended_scores, beams.ended_tokens, beams.ended_lengths),
-            (cut_off, beams.live_tokens, ops.full_like(beams.ended_lengths, self.max_tokens)),
+            (cut_off, beams.live_tokens, ops.full_like(beams.ended_lengths, self.most)),
         )
         if self._joined:
             scores, tokens, lengths = (x[self.banks.final :: self.banks.count] for x in (scores, tokens, lengths))
@@ -293,7 +301,11 @@ class _Search:
         enough = worst > float("-inf")
         if not self.early_stopping:
             # Sums only fall: the best that a live text can come to is its sum of now at the kindest length.
-            kindest = self.max_tokens if self.length_penalty > 0 else length + 1
+            favours_long = self.length_penalty > 0
+            if isinstance(favours_long, bool):
+                kindest = self.most if favours_long else length + 1
+            else:
+                kindest = ops.where(favours_long, self.most, length + 1)
             enough = ops.logical_and(enough, worst >= self._penalise(best, kindest))
         return ops.logical_or(enough, best == float("-inf"))
 

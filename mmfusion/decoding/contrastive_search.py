@@ -165,7 +165,8 @@ class _Search:
             lengths + ops.cast(ops.logical_not(ended), "int32"),
             ops.logical_or(ended, token == self.end_id),
             ops.cast(ops.take(new_logits, rows, axis=0), "float32"),
-            ops.slice_update(said, (0, position + 1, 0), pick(vectors, choice)),
+            # Not a slice: its update is XLA's on TensorFlow, which TensorFlow Serving runs only if told to.
+            ops.where(ops.arange(said.shape[1], dtype="int32")[None, :, None] == position + 1, pick(vectors, choice), said),
         )
         moved = [
             keep_form(ops.take(leaf, rows, axis=0), old) if len(leaf.shape) else leaf

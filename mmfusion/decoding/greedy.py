@@ -23,6 +23,7 @@ def greedy(
     max_tokens: int,
     rules: TokenRules | None = None,
     shared: Any = None,
+    limit: int | KerasTensor | None = None,
 ) -> DecodeOutput:
     """Writes the likeliest token again and again, until each text has ended.
 
@@ -40,6 +41,7 @@ def greedy(
         max_tokens: L, most tokens to write, the end token included.
         rules: What may be written, see `TokenRules`. Default: all but the padding.
         shared: Which tensors of the state belong to the example, see `beam_search`; with one text an example it saves nothing.
+        limit: Most tokens to write this time, 1 to L: a number, or a scalar tensor where one graph is to serve all. Default: L.
 
     Returns:
         The texts. A text that no token could go on is ended there, with a score of ``-inf``.
@@ -70,4 +72,5 @@ def greedy(
         pad_id=pad_id,
         max_tokens=max_tokens,
         rules=rules,
+        limit=limit,
     )

@@ -6,7 +6,14 @@ from typing import Any
 
 from keras import KerasTensor, ops
 
-from mmfusion.decoding._stepping import StepFunction, Stepper, check_at_least_one, known_vocabulary, repeat_rows
+from mmfusion.decoding._stepping import (
+    StepFunction,
+    Stepper,
+    check_at_least_one,
+    check_options,
+    known_vocabulary,
+    repeat_rows,
+)
 from mmfusion.decoding._uniform import mixed, uniform
 from mmfusion.decoding._writing import write_rows
 from mmfusion.decoding.outputs import BeamOutput
@@ -25,17 +32,21 @@ def sample(
     max_tokens: int,
     seeds: KerasTensor | int = 0,
     num_samples: int = 1,
-    temperature: float = 1.0,
+    temperature: float | KerasTensor = 1.0,
     top_k: int | None = None,
-    top_p: float = 1.0,
+    top_p: float | KerasTensor = 1.0,
     rules: TokenRules | None = None,
     shared: Any = None,
+    limit: int | KerasTensor | None = None,
 ) -> BeamOutput:
     """Draws texts: token t from ``p(token) ∝ exp(log p / temperature)`` among the likeliest.
 
     Of the `top_k` likeliest tokens, made to sum to 1, those are drawn from that are among the fewest likeliest whose
     probability together reaches `top_p` (the nucleus). A text depends on its own seed alone: not on the other texts of its
     batch, and not on the backend (but for rounding).
+
+    `temperature`, `top_p` and `limit`, and `min_tokens` of the rules, may be scalar tensors, so that one graph serves all their
+    values. Those are not checked: whoever makes the graph does.
 
     Runs eagerly, in `tf.function` (with ``jit_compile`` too) and under `jax.jit`.
 
@@ -54,6 +65,7 @@ def sample(
         top_p: In ``(0, 1]``, the probability that the nucleus reaches. Default 1, all.
         rules: What may be written, see `TokenRules`. Default: all but the padding.
         shared: Which tensors of the state belong to the example, see `beam_search`.
+        limit: Most tokens to write this time, 1 to L. Default: L.
 
     Returns:
         The texts, the likeliest first; their scores are the mean log-probabilities of their tokens by the model itself, whatever
@@ -76,12 +88,11 @@ def sample(
     """
     rules = (rules or TokenRules()).checked(max_tokens)
     check_at_least_one(num_samples=num_samples, top_k=1 if top_k is None else top_k)
-    for name, value, fits, expected in (
-        ("temperature", temperature, temperature > 0, "above 0 (greedy is the limit of 0)"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
-    ):
-        if not fits:
-            raise ConfigError("impossible decoding option", where=name, expected=expected, found=value)
+    check_options(
+        ("temperature", temperature, ops.is_tensor(temperature) or temperature > 0, "above 0 (greedy is the limit of 0)"),
+        ("top_p", top_p, ops.is_tensor(top_p) or 0 < top_p <= 1, "above 0, up to 1"),
+    )
+    temperature, top_p = (ops.cast(x, "float32") if ops.is_tensor(x) else x for x in (temperature, top_p))
     words = _words(seeds, batch_size, num_samples)
     stepper = Stepper(step, state, shared)
     stepper.leaves = [repeat_rows(leaf, num_samples, batch_size) for leaf in stepper.leaves]
@@ -106,6 +117,7 @@ def sample(
         pad_id=pad_id,
         max_tokens=max_tokens,
         rules=rules.repeated(num_samples),
+        limit=limit,
     )
     return _best_first(texts.token_ids, texts.scores, texts.lengths, num_samples)
 
@@ -122,7 +134,7 @@ def _words(seeds: KerasTensor | int, batch_size: int | KerasTensor, num_samples:
     return ops.reshape(mixed(words[:, None], ops.arange(num_samples, dtype="int32")[None, :]), (-1,))
 
 
-def _drawn(weights: KerasTensor, words: KerasTensor, top_p: float) -> KerasTensor:
+def _drawn(weights: KerasTensor, words: KerasTensor, top_p: float | KerasTensor) -> KerasTensor:
     """A token of each row with a chance in proportion to ``float32[N, V]``, of its nucleus alone."""
     sums = ops.cumsum(weights, axis=-1)
     total = sums[:, -1:]
@@ -133,13 +145,16 @@ def _drawn(weights: KerasTensor, words: KerasTensor, top_p: float) -> KerasTenso
         return ops.minimum(ops.sum(below, axis=-1), weights.shape[-1] - 1)
 
     token = draw(words)
-    if top_p == 1.0:
+    chosen_later = ops.is_tensor(top_p)
+    if not chosen_later and top_p == 1.0:
         return token
 
     def outside(token: KerasTensor) -> KerasTensor:
         own = ops.take_along_axis(weights, token[:, None], axis=-1)
         above = ops.sum(ops.where(weights > own, weights, 0.0), axis=-1, keepdims=True)
-        return ops.logical_and(above >= top_p * total, total > 0)[:, 0]
+        wrong = ops.logical_and(above >= top_p * total, total > 0)[:, 0]
+        # Rounding would put the least likely tokens outside of all.
+        return ops.logical_and(wrong, top_p < 1.0) if chosen_later else wrong
 
     # What is drawn outside of the nucleus is drawn again: the same chances as sorting the vocabulary gives, without sorting.
     def again(turn: KerasTensor, token: KerasTensor, wrong: KerasTensor) -> tuple[KerasTensor, ...]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, ops
 
+from mmfusion.decoding._stepping import check_options
 from mmfusion.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class TokenRules(NamedTuple):
     but for `repetition_penalty`, whose whole purpose is another score.
 
     Attributes:
-        min_tokens: Fewest tokens before the end token. Default 0.
+        min_tokens: Fewest tokens before the end token; may be a scalar tensor, which is not checked. Default 0.
         forbidden_ids: Tokens that are never written, [UNK] say. Default none.
         allowed_ids: The only tokens that may be written, beside the end token. Default None, all.
         repetition_penalty: At least 1; ``log p · penalty`` for each token that the text has already. Default 1, none.
@@ -35,7 +36,7 @@ class TokenRules(NamedTuple):
     repeat: Paulus et al. 2018 (arXiv:1705.04304), section 2.5.
     """
 
-    min_tokens: int = 0
+    min_tokens: int | KerasTensor = 0
     forbidden_ids: Sequence[int] = ()
     allowed_ids: Sequence[int] | None = None
     repetition_penalty: float = 1.0
@@ -48,15 +49,14 @@ class TokenRules(NamedTuple):
         Raises:
             ConfigError: If they cannot.
         """
-        for name, value, fits, expected in (
+        fits = ops.is_tensor(self.min_tokens) or 0 <= self.min_tokens <= max_tokens
+        check_options(
             ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-            ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= max_tokens, f"0 to max_tokens ({max_tokens})"),
+            ("min_tokens", self.min_tokens, fits, f"0 to max_tokens ({max_tokens})"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty >= 1, "at least 1"),
             ("no_repeat_ngram", self.no_repeat_ngram, self.no_repeat_ngram >= 0, "at least 0"),
             ("allowed_ids", self.allowed_ids, self.allowed_ids is None or len(self.allowed_ids) > 0, "at least one token"),
-        ):
-            if not fits:
-                raise ConfigError("impossible decoding option", where=name, expected=expected, found=value)
+        )
         if self.prefix_ids is None:
             return self
         prefix = ops.convert_to_tensor(self.prefix_ids, "int32")
@@ -91,9 +91,9 @@ class TokenRules(NamedTuple):
         """
         scores = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
         forbidden = ops.logical_or(ops.isnan(scores), ops.convert_to_tensor(self._never(scores.shape[-1], end_id, pad_id)))
-        if self.min_tokens > 0:
+        if ops.is_tensor(self.min_tokens) or self.min_tokens > 0:
             ends = ops.arange(scores.shape[-1], dtype="int32")[None, :] == end_id
-            forbidden = ops.logical_or(forbidden, ops.logical_and(ends, position < self.min_tokens))
+            forbidden = ops.logical_or(forbidden, ops.logical_and(ends, position < ops.cast(self.min_tokens, "int32")))
         if self.reads_tokens:
             written = ops.arange(tokens.shape[1], dtype="int32") < position
             vocabulary = scores.shape[-1]

@@ -48,5 +48,8 @@ def compared(name: str, expected: np.ndarray, found: np.ndarray, tolerance: floa
         return Comparison(name, found.shape, float("inf"), tolerance)
     if expected.dtype.kind in "US":
         return Comparison(name, found.shape, float(np.sum(expected != found)), 0.0)
-    difference = np.abs(expected.astype("float64") - found.astype("float64"))
+    expected, found = expected.astype("float64"), found.astype("float64")
+    with np.errstate(invalid="ignore"):
+        # Where both are -inf, the score of no caption, they are equal.
+        difference = np.where(expected == found, 0.0, np.abs(expected - found))
     return Comparison(name, found.shape, float(np.max(difference, initial=0.0)), tolerance)

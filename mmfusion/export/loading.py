@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from mmfusion.errors import ExportError
+from mmfusion.export.fixed_signature import FixedSignature
 from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.predictor import Predictor
 
@@ -35,7 +36,8 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     if described.get("kind", "saved_model") != "saved_model":
         return _load_portable(path, described, batch_size)
     if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
-        from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
+        from mmfusion.export.serving_function import as_tf_function
+        from mmfusion.export.serving_functions import serving_functions, takes_several
 
         run = load_run(path)
         signatures = serving_functions(
@@ -67,8 +69,14 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     except Exception as error:
         raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
     functions = {name: function for name, function in loaded.signatures.items() if name != "serving_default"}
+    fixed = described.get("batch_size")
+    if fixed is not None:
+        functions = {name: FixedSignature(function, fixed) for name, function in functions.items()}
     frames, several = described.get("frames", 1), described.get("several_images", False)
-    predictor = Predictor(functions, name=str(path), batch_size=batch_size, frames=frames, several=several)
+    predictor = Predictor(
+        functions, name=str(path), batch_size=batch_size, frames=frames, several=several,
+        caption_options=described.get("caption_options"),
+    )  # fmt: skip
     predictor._loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive
     return predictor
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from mmfusion.config import dump_recipe
 from mmfusion.errors import ExportError
+from mmfusion.export.example_pictures import example_image
 from mmfusion.export.folder import DESCRIPTION, check_output, written_at_once
 from mmfusion.export.litert import litert_model
 from mmfusion.export.litert_runtime import MODEL
 from mmfusion.export.numeric_functions import NEXT, NumericFunction, numeric_functions
 from mmfusion.export.onnx_models import onnx_model
 from mmfusion.export.portable_model import portable_model
-from mmfusion.export.saved_model import described, example_image, model_card
+from mmfusion.export.saved_model import described, model_card
 from mmfusion.training import LoadedRun
 
 FORMATS = ("litert", "litert-int8", "onnx")

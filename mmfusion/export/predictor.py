@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mmfusion.explain import Localisation
 from mmfusion.export.answers import Attention, Caption
 from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
+from mmfusion.export.option_inputs import option_inputs
 from mmfusion.export.run_captions import captions_of_run, stream_of_run
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Predictor:
         frames: Pictures that an example has room for: frames of a clip, or images. Default 1.
         several: Whether these are several files, ``image_bytes: string[B, N]``. Default False.
         run: The run, where there is a whole model to ask for more than the signatures give. Default None.
+        caption_options: What an export says of captions with options, where it has them. Default None.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Predictor:
         frames: int = 1,
         several: bool = False,
         run: LoadedRun | None = None,
+        caption_options: Mapping[str, int] | None = None,
     ) -> None:
         self.functions = functions
         self.name = name
@@ -57,6 +60,7 @@ class Predictor:
         self.frames = frames
         self.several = several
         self._run = run
+        self._caption_options = caption_options
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -85,7 +89,10 @@ class Predictor:
         ]
 
     def captions(self, images: Sequence[Images], **options: Any) -> list[list[Caption]]:
-        """Writes captions of each picture as the options say, best first; of a run alone: an export writes as its recipe said.
+        """Writes captions of each picture as the options say, best first.
+
+        A run takes all options. An export with ``caption_sample`` and ``caption_beam`` takes theirs, and as many captions as it
+        was made for; another export writes as its recipe said. Where one seed stands for all, the two draw differently.
 
         Args:
             images: The pictures.
@@ -94,14 +101,32 @@ class Predictor:
                 search), and ``forbidden``, a list of words that none has.
 
         Raises:
-            ExportError: If there is no whole model to ask.
+            ExportError: If the export does not take these options.
             DataError: If a picture cannot be read, or a word is not in the vocabulary.
         """
+        if self._caption_options is not None:
+            return self._captions_by_signature(_pictures(images), options)
         run = self._whole("captions that are not as the recipe said")
         found: list[list[Caption]] = []
         for batch in self._batches({"images": _pictures(images)}, len(_pictures(images))):
             found += captions_of_run(run, self._contents(batch["images"]), options)
         return found
+
+    def _captions_by_signature(self, images: list[Any], options: dict[str, Any]) -> list[list[Caption]]:
+        assert self._caption_options is not None
+        name, numbers, seeds = option_inputs(options, self._caption_options, len(images), self.name)
+        inputs: dict[str, Any] = {"image_bytes": images}
+        if name == "caption_sample":
+            inputs["seed"] = seeds
+        answer = self._ask(name, numbers, **inputs)
+        return [
+            [
+                Caption(text.decode("utf-8", "replace"), float(score))
+                for text, score in zip(*rows, strict=True)
+                if np.isfinite(score)
+            ]
+            for rows in zip(answer["caption"], answer["score"], strict=True)
+        ]
 
     def stream_caption(self, image: Images, **options: Any) -> Iterator[str]:
         """Yields the greedy caption of one picture as far as it is written, word by word; of a run alone.
@@ -177,7 +202,9 @@ class Predictor:
         check_image(image, content)
         return locate_in_run(self._run, content, phrase, method=method, sentence=sentence)
 
-    def _ask(self, signature: str, **inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    def _ask(
+        self, signature: str, numbers: Mapping[str, np.ndarray] | None = None, /, **inputs: Sequence[Any]
+    ) -> dict[str, np.ndarray]:
         if signature not in self.functions:
             raise ExportError(
                 f"cannot {signature.replace('_', ' ')}: the model has no such head",
@@ -188,10 +215,12 @@ class Predictor:
         count = len(next(iter(inputs.values())))
         if not count:
             raise DataError("nothing was asked", where=signature, expected="at least one input", found="an empty list")
-        answers = [self._ask_batch(signature, batch) for batch in self._batches(inputs, count)]
+        answers = [self._ask_batch(signature, batch, numbers or {}) for batch in self._batches(inputs, count)]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
-    def _ask_batch(self, signature: str, batch: dict[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    def _ask_batch(
+        self, signature: str, batch: dict[str, Sequence[Any]], numbers: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         values = dict(batch)
         files = [self._files_of(images) for images in batch.get("image_bytes", ())]
         contents = [[read_image(file) for file in row] for row in files]
@@ -200,7 +229,10 @@ class Predictor:
             values["image_bytes"] = [row + [b""] * (longest - len(row)) for row in contents]
         elif files:
             values["image_bytes"] = [row[0] for row in contents]
-        tensors = {name: tf.constant(list(value), tf.string) for name, value in values.items()}
+        tensors = {
+            name: tf.constant(value) if isinstance(value, np.ndarray) else tf.constant(list(value), tf.string)
+            for name, value in {**values, **numbers}.items()
+        }
         try:
             return {name: value.numpy() for name, value in self.functions[signature](**tensors).items()}
         except (tf.errors.OpError, UnicodeDecodeError) as error:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mmfusion.config import dump_recipe
 from mmfusion.errors import ExportError
+from mmfusion.export.example_requests import example_values, picture_name, write_examples
 from mmfusion.export.fingerprint import fingerprint
 from mmfusion.export.folder import DESCRIPTION, check_output, written_at_once
-from mmfusion.export.serving_functions import ServingFunction, as_tf_function, serving_functions, takes_several
+from mmfusion.export.operators import operators_of
+from mmfusion.export.serving_check import serving_lines
+from mmfusion.export.serving_function import ServingFunction, as_tf_function
+from mmfusion.export.serving_functions import serving_functions, takes_several
+from mmfusion.export.warmup import write_warm_up
+from mmfusion.layers.cache_writing import scattered_writes
+from mmfusion.models.captioning import checked_length
 from mmfusion.training import LoadedRun
 from mmfusion.version import __version__
 
-REQUEST = "request.py"
 
-
-def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes a SavedModel with the named signatures, its recipe, vocabulary, card and example requests.
+def export_model(
+    run: LoadedRun,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    with_options: bool = False,
+    batch_size: int | None = None,
+) -> Path:
+    """Writes a SavedModel with the named signatures, its recipe, vocabulary, card, example and warm-up requests.
 
     The folder appears when it is complete; a failure leaves nothing behind.
 
@@ -32,23 +41,39 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
         run: What to export.
         output: The folder to write.
         overwrite: Whether an earlier export there is replaced. Default False.
+        with_options: Whether ``caption_sample`` and ``caption_beam`` are there too, which take options of decoding, see
+            `mmfusion.export.caption_functions`. Each is a graph as large as ``caption``'s. Default False.
+        batch_size: The one batch size of all signatures, for accelerators that want fixed shapes; `mmfusion.load` fills it up.
+            Default: free.
 
     Returns:
         The folder.
 
     Raises:
-        ExportError: If the folder exists and is not to be replaced, or cannot be written.
+        ExportError: If the folder exists and is not to be replaced, or cannot be written; the batch size is impossible; or
+            options are wanted of a model that does not caption pictures.
     """
     output = Path(output)
+    if batch_size is not None and batch_size < 1:
+        raise ExportError("impossible batch size", expected="at least 1", found=batch_size)
     check_output(output, overwrite)
+    decoding = run.recipe.decoding
     functions = serving_functions(
         run.model,
         run.tokenizer,
         run.transform,
-        **run.recipe.decoding.options(),
+        with_options=decoding if with_options else None,
+        batch_size=batch_size,
+        **decoding.options(),
     )
+    if with_options and "caption_sample" not in functions:
+        raise ExportError(
+            "there are no options to choose from: the model does not caption pictures", where=run.folder.path,
+            found=", ".join(run.model.heads), fix="leave --with-options out",
+        )  # fmt: skip
     # Not Keras's ExportArchive: there each signature is traced twice, half the time of an export.
-    signatures = {name: _traced(serving) for name, serving in functions.items()}
+    with scattered_writes():
+        signatures = {name: _traced(serving) for name, serving in functions.items()}
     contents = tf.Module()
     contents.all_variables = [variable.value for variable in run.model.variables]
     contents.tokenizer = run.tokenizer
@@ -58,52 +83,13 @@ def export_model(run: LoadedRun, output: str | Path, *, overwrite: bool = False)
     with written_at_once(output) as partial:
         tf.saved_model.save(contents, str(partial), signatures=signatures)
         (partial / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
-        description = _description(run, functions)
+        description = _description(run, functions, batch_size) | {"operators": operators_of(partial)}
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_card(run, description), encoding="utf-8")
-        _write_examples(partial / "examples", description)
+        values = example_values(description, run.tokenizer)
+        write_examples(partial / "examples", description, values)
+        write_warm_up(partial, description["signatures"], values, name=output.name)
     return output
-
-
-def example_image(size: int = 96) -> bytes:
-    r"""A drawn picture as JPEG bytes: free of any licence, for examples and checks.
-
-    Args:
-        size: Its side in pixels. Default 96.
-
-    Example:
-        >>> from mmfusion.export.saved_model import example_image
-        >>> example_image()[:2]
-        b'\xff\xd8'
-    """
-    ramp = tf.linspace(0.0, 255.0, size)
-    red, green = tf.meshgrid(ramp, ramp)
-    distance = tf.sqrt((red - 127.0) ** 2 + (green - 127.0) ** 2)
-    blue = tf.where(distance < 80.0, 230.0, 40.0)
-    return tf.io.encode_jpeg(tf.cast(tf.stack([red, green, blue], axis=-1), tf.uint8), quality=95).numpy()
-
-
-def example_clip(size: int = 96, frames: int = 6) -> bytes:
-    r"""A drawn moving picture as GIF bytes, as free as `example_image`.
-
-    Args:
-        size: Its side in pixels. Default 96.
-        frames: Its frames. Default 6.
-
-    Example:
-        >>> from mmfusion.export.saved_model import example_clip
-        >>> example_clip()[:3]
-        b'GIF'
-    """
-    import io
-
-    from PIL import Image
-
-    still = tf.io.decode_jpeg(example_image(size)).numpy()
-    pictures = [Image.fromarray(np.roll(still, step * size // 12, axis=1)) for step in range(frames)]
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=100)
-    return buffer.getvalue()
 
 
 def _traced(serving: ServingFunction) -> Any:
@@ -116,14 +102,20 @@ def _traced(serving: ServingFunction) -> Any:
     return as_tf_function(serving).get_concrete_function()
 
 
-def _description(run: LoadedRun, functions: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **described(run, "saved_model"),
+def _description(run: LoadedRun, functions: dict[str, Any], batch_size: int | None) -> dict[str, Any]:
+    description = described(run, "saved_model") | {
+        "batch_size": batch_size,
         "signatures": {
             name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
             for name, serving in functions.items()
         },
     }
+    if "caption_sample" not in functions:
+        return description
+    decoding = run.recipe.decoding
+    longest = checked_length(run.model, decoding.max_tokens)
+    told = {"max_tokens": longest, "num_samples": decoding.num_samples, "beam_size": decoding.beam_size}
+    return description | {"caption_options": told}
 
 
 def described(run: LoadedRun, kind: str) -> dict[str, Any]:
@@ -155,12 +147,34 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
         "## Signatures",
         "",
         *(f"- `{name}`: {', '.join(inputs)}" for name, inputs in description["signatures"].items()),
+        *_more(description),
         "",
-        f'`python examples/request.py {_picture_name(description)} "a sentence"` runs them with `tensorflow` and '
+        f'`python examples/request.py {picture_name(description)} "a sentence"` runs them with `tensorflow` and '
         "`tensorflow_text` alone",
         "(import `tensorflow_text` before loading: it brings the tokenizer's operators).",
+        "",
+        *serving_lines(description["operators"], description["tensorflow"]),
     ]
     return model_card(run, usage)
+
+
+def _more(description: dict[str, Any]) -> list[str]:
+    lines = []
+    if description["batch_size"] is not None:
+        lines += [
+            "",
+            f"Every request is to have {description['batch_size']} examples; `mmfusion.load` fills up and cuts.",
+        ]
+    if "caption_options" in description:
+        options = description["caption_options"]
+        lines += [
+            "",
+            f"`caption_sample` draws {options['num_samples']}, `caption_beam` finds {options['beam_size']} captions of each "
+            f"picture, with `max_tokens` from 1 to {options['max_tokens']}. `seed` is one number a picture, the other options "
+            "are one for the whole request: ask by column (`inputs`), as in `examples/caption_sample.json`. TensorFlow Serving "
+            "refuses them with `--enable_batching`, and does not warm them up.",
+        ]
+    return lines
 
 
 def model_card(run: LoadedRun, usage: list[str]) -> str:
@@ -194,21 +208,3 @@ def _seen(run: LoadedRun) -> str:
     if takes_several(run.model):
         return f"Up to {run.transform.frames} pictures an example (`image_bytes: string[B, N]`, empty where it has fewer)"
     return "Pictures" if run.transform.frames == 1 else f"Clips (animated GIFs) of up to {run.transform.frames} frames"
-
-
-def _picture_name(description: dict[str, Any]) -> str:
-    return "picture.gif" if description["frames"] > 1 and not description["several_images"] else "picture.jpg"
-
-
-def _write_examples(folder: Path, description: dict[str, Any]) -> None:
-    folder.mkdir()
-    name = _picture_name(description)
-    picture = example_clip() if name.endswith("gif") else example_image()
-    (folder / name).write_bytes(picture)
-    encoded: Any = {"b64": base64.b64encode(picture).decode()}
-    values = {"image_bytes": [encoded] if description["several_images"] else encoded, "text": "a colourful square"}
-    known = description["signatures"]
-    name = next(name for name in ("caption", "encode_image", "match", *known) if name in known)
-    request = {"signature_name": name, "instances": [{key: values[key] for key in known[name] if key in values}]}
-    (folder / "request.json").write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("request_example.py"), folder / REQUEST)

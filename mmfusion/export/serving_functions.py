@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
+from mmfusion.config import DecodingConfig
 from mmfusion.data import Clip, Transform
 from mmfusion.data.translation import with_source
 from mmfusion.encoders import SourceImageEncoder
+from mmfusion.export.caption_functions import caption_functions
+from mmfusion.export.serving_function import ServingFunction
 from mmfusion.models import ImageTextModel
 from mmfusion.models.captioning import best_caption
-from mmfusion.text import WordPieceTokenizer
-
-
-class ServingFunction(NamedTuple):
-    """One signature of an export.
-
-    Attributes:
-        function: From tensors, in the order of `inputs`, to a dictionary of tensors.
-        inputs: Specs of the inputs; their names are the names that a request uses.
-    """
-
-    function: Callable[..., dict[str, tf.Tensor]]
-    inputs: list[tf.TensorSpec]
+from mmfusion.text import TokenBatch, WordPieceTokenizer
 
 
 def serving_functions(
     model: ImageTextModel,
     tokenizer: WordPieceTokenizer,
     transform: Transform,
+    *,
+    with_options: DecodingConfig | None = None,
+    batch_size: int | None = None,
     **decoding: Any,
 ) -> dict[str, ServingFunction]:
     """The signatures that a model can serve; what it has no head for is left out.
@@ -40,6 +33,9 @@ def serving_functions(
         model: The model.
         tokenizer: Its tokenizer.
         transform: From image files to its pixels.
+        with_options: The recipe's section on decoding, where ``caption_sample`` and ``caption_beam`` are wanted too, see
+            `mmfusion.export.caption_functions`. Default: they are not.
+        batch_size: The one batch size of all signatures. Default: free.
         **decoding: Options of ``caption``, see `mmfusion.models.write_captions`; of several captions an image it says the best.
 
     Returns:
@@ -61,8 +57,15 @@ def serving_functions(
         images, mask = pictures(image_bytes)
         return {"embedding": model.encode_image(images, training=False, image_mask=mask)}
 
-    def encode_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+    def tokenized(text: tf.Tensor) -> TokenBatch:
         tokens = tokenizer(text)
+        for part in tokens:
+            # The ragged tensors between forget a fixed batch.
+            part.set_shape([text.shape[0], None])
+        return tokens
+
+    def encode_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens = tokenized(text)
         return {"embedding": model.encode_text(tokens.token_ids, tokens.token_mask, training=False)}
 
     def encode_text_ids(token_ids: tf.Tensor, token_mask: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -79,7 +82,7 @@ def serving_functions(
         return {"embedding": model.encode_text(token_ids, token_mask, training=False)}
 
     def match(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens = tokenizer(text)
+        tokens = tokenized(text)
         images, image_mask = pictures(image_bytes)
         patches, patch_mask = model.encode_patches(images, image_mask, training=False)
         words = model.text_encoder(tokens.token_ids, token_mask=tokens.token_mask, training=False)
@@ -108,13 +111,14 @@ def serving_functions(
         return {"translation": translation, "score": score}
 
     def attend(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens = tokenizer(text)
+        tokens = tokenized(text)
         images, mask = pictures(image_bytes)
         attention = model.attend(images, tokens.token_ids, tokens.token_mask, image_mask=mask)
         return {"attention": tf.cast(attention, tf.float32), "tokens": tokenizer.id_to_token(tokens.token_ids)}
 
-    image_bytes = tf.TensorSpec([None, None] if takes_several(model) else [None], tf.string, name="image_bytes")
-    text = tf.TensorSpec([None], tf.string, name="text")
+    batch = batch_size
+    image_bytes = tf.TensorSpec([batch, None] if takes_several(model) else [batch], tf.string, name="image_bytes")
+    text = tf.TensorSpec([batch], tf.string, name="text")
     if translates(model):
         return {"translate": ServingFunction(translate, [image_bytes, text])}
     functions: dict[str, ServingFunction] = {}
@@ -123,12 +127,14 @@ def serving_functions(
         functions["encode_text"] = ServingFunction(encode_text, [text])
         functions["encode_text_ids"] = ServingFunction(
             encode_text_ids,
-            [tf.TensorSpec([None, None], tf.int32, name="token_ids"), tf.TensorSpec([None, None], tf.bool, name="token_mask")],
+            [tf.TensorSpec([batch, None], tf.int32, name="token_ids"), tf.TensorSpec([batch, None], tf.bool, name="token_mask")],
         )
     if model.matching_head is not None:
         functions["match"] = ServingFunction(match, [image_bytes, text])
     if model.captioning_head is not None:
         functions["caption"] = ServingFunction(caption, [image_bytes])
+        if with_options is not None:
+            functions |= caption_functions(model, tokenizer, pictures, image_bytes, with_options)
     if model.fusion is not None:
         functions["attend"] = ServingFunction(attend, [image_bytes, text])
     return functions
@@ -142,8 +148,3 @@ def translates(model: ImageTextModel) -> bool:
 def takes_several(model: ImageTextModel) -> bool:
     """Whether an example of a model is several files, not one."""
     return hasattr(model.image_encoder, "max_images")
-
-
-def as_tf_function(serving: ServingFunction) -> Any:
-    """A signature as a traced function, so that running a model in Python runs what an export runs."""
-    return tf.function(serving.function, input_signature=serving.inputs, autograph=False)

@@ -14,13 +14,15 @@ import tensorflow as tf
 
 from mmfusion.errors import ExportError
 from mmfusion.export.comparison import Comparison, compared
+from mmfusion.export.example_pictures import example_clip, example_image
+from mmfusion.export.example_requests import REQUEST, option_values
 from mmfusion.export.fingerprint import fingerprint
 from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.portable import SCRIPT
 from mmfusion.export.portable_verify import verify_portable
 from mmfusion.export.predictor import read_image
-from mmfusion.export.saved_model import REQUEST, example_clip, example_image
-from mmfusion.export.serving_functions import as_tf_function, serving_functions, takes_several
+from mmfusion.export.serving_function import as_tf_function
+from mmfusion.export.serving_functions import serving_functions, takes_several
 from mmfusion.training import LoadedRun
 
 
@@ -69,9 +71,11 @@ def verify_export(
     if tolerance is None:
         tolerance = 2e-2 if run.model.image_encoder.compute_dtype == "bfloat16" else 1e-4
     tokens = run.tokenizer(sentences)
-    token_inputs = {"token_ids": tokens.token_ids.numpy(), "token_mask": tokens.token_mask.numpy()}
-    served = _in_fresh_process(export, script, contents, sentences, token_inputs)
-    expected = _in_this_process(run, contents, sentences, token_inputs)
+    more = {"token_ids": tokens.token_ids.numpy(), "token_mask": tokens.token_mask.numpy()} | option_values(description)
+    if "caption_options" in description:
+        more["seed"] = np.arange(len(contents), dtype="int32")
+    served = _in_fresh_process(export, script, contents, sentences, more)
+    expected = _in_this_process(run, contents, sentences, more)
     if set(served) != set(expected):
         raise ExportError(
             "the export has other outputs than the model", where=export, expected=sorted(expected), found=sorted(served)
@@ -116,7 +120,7 @@ def _examples(run: LoadedRun) -> list[Any]:
 
 
 def _in_fresh_process(
-    export: Path, script: Path, contents: list[Any], texts: list[str], token_inputs: dict[str, np.ndarray]
+    export: Path, script: Path, contents: list[Any], texts: list[str], more: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npz"
@@ -124,7 +128,7 @@ def _in_fresh_process(
             "lengths": np.array([len(row) if isinstance(row, bytes) else list(map(len, row)) for row in contents]),
             "bytes": np.frombuffer(b"".join(row if isinstance(row, bytes) else b"".join(row) for row in contents), np.uint8),
             "text": np.array(texts),
-            **token_inputs,
+            **more,
         }
         np.savez(request, **arrays)
         process = subprocess.run(
@@ -143,17 +147,16 @@ def _in_fresh_process(
             return {name: answers[name] for name in answers.files}
 
 
-def _in_this_process(
-    run: LoadedRun, contents: list[Any], texts: list[str], token_inputs: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _in_this_process(run: LoadedRun, contents: list[Any], texts: list[str], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     functions = serving_functions(
         run.model,
         run.tokenizer,
         run.transform,
+        with_options=run.recipe.decoding if "seed" in more else None,
         **run.recipe.decoding.options(),
     )
     values = {"image_bytes": tf.constant(contents), "text": tf.constant(texts)}
-    values |= {name: tf.constant(value) for name, value in token_inputs.items()}
+    values |= {name: tf.constant(value) for name, value in more.items()}
     answers: dict[str, np.ndarray] = {}
     for name, serving in functions.items():
         keys = [spec.name for spec in serving.inputs]

@@ -21,6 +21,7 @@ from mmfusion.layers.attention_options import (
 )
 from mmfusion.layers.attention_output import AttentionOutput
 from mmfusion.layers.cache import ContextCache, KeyValueCache, may_share
+from mmfusion.layers.cache_writing import write_at
 from mmfusion.layers.checks import check_tokens, check_width, checked_mask
 from mmfusion.layers.kernels import (
     attention_weights,
@@ -351,9 +352,8 @@ class Attention(keras.layers.Layer):
         queries, (key, value, _) = self._queries(query), self._context(query, None)
         places = cache.position + ops.arange(length_of(query), dtype="int32")
         queries, key = self._rotated(queries, key, places, grid, None)
-        start = [0, cache.position, 0, 0]
-        key = ops.slice_update(cache.key, start, ops.cast(key, cache.key.dtype))
-        value = ops.slice_update(cache.value, start, ops.cast(value, cache.value.dtype))
+        key = write_at(cache.key, cache.position, ops.cast(key, cache.key.dtype))
+        value = write_at(cache.value, cache.position, ops.cast(value, cache.value.dtype))
         filled = cache.position + length_of(query)
         advanced = KeyValueCache(key, value, filled)
         key, value = (without_masked(ops.cast(x, queries.dtype), real_keys(mask)) for x in (key, value))

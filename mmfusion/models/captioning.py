@@ -37,7 +37,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 """Ways to write, by the name that `write_captions` knows."""
 OF_EACH_EXAMPLE = ("seeds", "prefix_ids")
-"""Options that are arrays with a row for each image: inputs of a graph, not constants of it."""
+"""Options that are arrays with a row for each image: inputs of a graph, not constants of it, as all that are tensors."""
 _GIVEN = {"batch_size", "start_id", "end_id", "pad_id", "max_tokens", "rules", "shared", "hidden"}
 
 
@@ -74,7 +74,8 @@ def write_captions(
             else ``"greedy"``.
         max_tokens: Most tokens to write, the end token included. Default: what the text encoder holds.
         **options: Those of the method, see `mmfusion.decoding.beam_search`, `sample` and `contrastive_search`, and those of
-            `mmfusion.decoding.TokenRules`, such as ``min_tokens``. The special tokens of the head are never written.
+            `mmfusion.decoding.TokenRules`, such as ``min_tokens``. Some may be scalar tensors. The special tokens of the head are
+            never written.
 
     Returns:
         `DecodeOutput`, or with ``"beam"`` and ``"sample"`` `BeamOutput`, several captions of each image, best first.
@@ -224,10 +225,19 @@ def best_caption(output: DecodeOutput | BeamOutput, length_penalty: float = 1.0)
     """
     if len(output.token_ids.shape) == 2:
         return output.token_ids, output.scores
-    score = output.scores[:, 0]
-    if length_penalty != 1.0:
-        score = score * ops.cast(ops.maximum(output.lengths[:, 0], 1), "float32") ** (length_penalty - 1.0)
-    return output.token_ids[:, 0], score
+    if not ops.is_tensor(length_penalty) and length_penalty == 1.0:
+        return output.token_ids[:, 0], output.scores[:, 0]
+    return output.token_ids[:, 0], mean_scores(output, length_penalty)[:, 0]
+
+
+def mean_scores(output: DecodeOutput | BeamOutput, length_penalty: float | KerasTensor) -> KerasTensor:
+    """The mean log-probability a token of each text of beam search, ``float32[B, K]``.
+
+    Args:
+        output: What beam search gave.
+        length_penalty: As it was told it.
+    """
+    return output.scores * ops.cast(ops.maximum(output.lengths, 1), "float32") ** (length_penalty - 1.0)
 
 
 class Captioner:
@@ -246,7 +256,7 @@ class Captioner:
     def __call__(self, images: KerasTensor, image_mask: KerasTensor | None, options: dict[str, Any]) -> Any:
         """As the function, with a batch filled up to a power of two, and cut again."""
         rows = images.shape[0]
-        arrays = {name: options[name] for name in OF_EACH_EXAMPLE if name in options}
+        arrays = {name: value for name, value in options.items() if name in OF_EACH_EXAMPLE or ops.is_tensor(value)}
         fixed = {name: value for name, value in options.items() if name not in arrays}
         key = (tuple(arrays), _hashable(fixed))
         if key not in self._graphs:

@@ -123,12 +123,27 @@ def stack(rows: Sequence[Row], signature: Signature, size: int, filler: Row) -> 
 
 
 def _stacked(values: list[Any], spec: tf.TensorSpec) -> tf.Tensor:
+    if not spec.shape.rank:
+        return tf.constant(values[0], spec.dtype)
     if spec.shape.rank == 1:
         return tf.constant(values, spec.dtype)
     longest = max(map(len, values))
     if spec.dtype == tf.string:
         return tf.constant([[*value, *[b""] * (longest - len(value))] for value in values], tf.string)
     return tf.constant(np.stack([np.pad(value, (0, longest - len(value))) for value in values]), spec.dtype)
+
+
+def alike(rows: Sequence[Row], signature: Signature) -> list[list[int]]:
+    """Places of the rows that one call can answer together: those with the same options.
+
+    Args:
+        rows: The rows.
+        signature: What they are for.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(tuple(np.asarray(row[key]).item() for key in signature.options), []).append(number)
+    return list(groups.values())
 
 
 def batch_sizes(largest: int) -> list[int]:

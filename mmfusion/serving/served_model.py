@@ -18,7 +18,7 @@ from mmfusion.serving.batcher import Batcher, Batching, Outcome
 from mmfusion.serving.limits import Limits
 from mmfusion.serving.metrics import Metrics
 from mmfusion.serving.request_error import RequestError
-from mmfusion.serving.rows import batch_sizes, check_row, stack, undecodable
+from mmfusion.serving.rows import alike, batch_sizes, check_row, stack, undecodable
 from mmfusion.serving.signature import Signature, metadata, signatures_of
 from mmfusion.serving.wire import Row
 
@@ -158,6 +158,9 @@ class ServedModel:
         Returns:
             A row's outputs by name, or the exception that it met.
         """
+        groups = alike(rows, signature)
+        if len(groups) > 1:
+            return self._call_apart(signature, rows, groups)
         try:
             return list(self._call(signature, rows))
         except _BLAMING as error:
@@ -173,6 +176,13 @@ class ServedModel:
         outcomes: list[Outcome] = [undecodable(row, signature) for row in rows]
         good = [number for number, outcome in enumerate(outcomes) if outcome is None]
         parts = [[number] for number in good] if len(good) == len(rows) else [good] if good else []
+        return self._call_apart(signature, rows, parts, outcomes)
+
+    def _call_apart(
+        self, signature: Signature, rows: Sequence[Row], parts: list[list[int]], known: list[Outcome] | None = None
+    ) -> list[Outcome]:
+        """The outcomes of a call for each part of the rows, by their places; and those that are known already."""
+        outcomes = list(known or [None] * len(rows))
         for part in parts:
             for number, outcome in zip(part, self.call(signature, [rows[number] for number in part]), strict=True):
                 outcomes[number] = outcome
@@ -205,6 +215,10 @@ def _filler(signature: Signature) -> Row:
     """A row that every model can answer, and quickly."""
     row: Row = {}
     for key, spec in signature.inputs.items():
+        if spec.dtype != tf.string and spec.shape.rank != 2:
+            # An option's range holds 1, a seed is any number.
+            row[key] = spec.dtype.as_numpy_dtype(1)
+            continue
         if spec.dtype != tf.string:
             row[key] = np.ones(1, spec.dtype.as_numpy_dtype) if spec.dtype == tf.bool else np.zeros(1, spec.dtype.as_numpy_dtype)
             continue

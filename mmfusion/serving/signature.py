@@ -14,7 +14,7 @@ from mmfusion.errors import ExportError
 from mmfusion.export import Predictor
 from mmfusion.export.saved_model import DESCRIPTION
 
-_TYPES = (tf.string, tf.int32, tf.bool)
+_TYPES = (tf.string, tf.int32, tf.float32, tf.bool)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Signature:
     Args:
         name: Its name.
         function: From named tensors to a dictionary of tensors.
-        inputs: Specs of the inputs, in the order of their names: ``string``, ``int32`` or ``bool``, ``[B]`` or ``[B, N]``.
+        inputs: Specs of the inputs, in the order of their names: ``string``, ``int32``, ``float32`` or ``bool``, ``[B]`` or
+            ``[B, N]``; or numbers for a whole call, ``[]``.
         outputs: Specs of the outputs by name, in the order of their names.
     """
 
@@ -32,6 +33,11 @@ class Signature:
     function: Callable[..., dict[str, tf.Tensor]]
     inputs: Mapping[str, tf.TensorSpec]
     outputs: Mapping[str, tf.TensorSpec]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Inputs that are one number for a whole call."""
+        return tuple(key for key, spec in self.inputs.items() if not spec.shape.rank)
 
 
 def signatures_of(predictor: Predictor) -> dict[str, Signature]:
@@ -61,10 +67,10 @@ def _signature(name: str, function: Any, where: str) -> Signature:
     positional, named = concrete.structured_input_signature
     inputs = dict(sorted({**{spec.name: spec for spec in positional}, **named}.items()))
     for key, spec in inputs.items():
-        if spec.dtype not in _TYPES or spec.shape.rank not in (1, 2):
+        if spec.dtype not in _TYPES or spec.shape.rank not in (0, 1, 2) or (spec.dtype == tf.string and not spec.shape.rank):
             raise ExportError(
                 "a signature takes what cannot be served", where=f"{name}: {key}",
-                expected="string, int32 or bool, [B] or [B, N]", found=f"{spec.dtype.name}{spec.shape}",
+                expected="string, int32, float32 or bool, [B] or [B, N], or a number", found=f"{spec.dtype.name}{spec.shape}",
             )  # fmt: skip
     outputs = concrete.structured_outputs
     return Signature(name, function, inputs, {key: outputs[key] for key in sorted(outputs)})

@@ -16,7 +16,7 @@ from mmfusion.serving.limits import Limits
 from mmfusion.serving.signature import Signature
 
 Row = dict[str, Any]
-"""One example's inputs by name: bytes, a list of bytes, or an array ``int32[N]`` or ``bool[N]``."""
+"""One example's inputs by name: bytes, a list of bytes, an array ``int32[N]`` or ``bool[N]``, or a number."""
 
 _LONGEST = 4096
 """Of an input ``[B, N]``: more tokens or pictures than any model takes."""
@@ -128,6 +128,11 @@ def check_count(count: int, where: str, limits: Limits) -> None:
 
 def _rows_of_instances(instances: list[Any], signature: Signature, limits: Limits) -> list[Row]:
     check_count(len(instances), "instances", limits)
+    if signature.options:
+        raise DataError(
+            f"{signature.name} takes numbers for the whole request", where="instances", expected='"inputs", by column',
+            found='"instances"', fix=f"send {' and '.join(signature.options)} once, and an array of each other input",
+        )  # fmt: skip
     rows: list[Row] = []
     for number, instance in enumerate(instances):
         where = f"instances[{number}]"
@@ -140,7 +145,7 @@ def _rows_of_instances(instances: list[Any], signature: Signature, limits: Limit
         rows.append({key: _row_value(instance[key], spec, f"{where}: {key}") for key, spec in signature.inputs.items()})
     for key in signature.inputs:
         for number, row in enumerate(rows):
-            if not isinstance(row[key], bytes) and len(row[key]) != len(rows[0][key]):
+            if isinstance(row[key], np.ndarray | list) and len(row[key]) != len(rows[0][key]):
                 raise DataError(
                     "rows of different lengths",
                     where=f"instances[{number}]: {key}",
@@ -157,21 +162,24 @@ def _rows_of_inputs(inputs: Any, signature: Signature, limits: Limits) -> list[R
         inputs = {next(iter(signature.inputs)): inputs}
     _check_keys(inputs, signature, "inputs")
     columns: dict[str, list[Any]] = {}
+    options = {key: _scalars([inputs[key]], signature.inputs[key].dtype, f"inputs: {key}")[0] for key in signature.options}
     for key, spec in signature.inputs.items():
+        if key in options:
+            continue
         column = inputs[key]
         if not isinstance(column, list):
             raise DataError("not a column", where=f"inputs: {key}", expected="an array, a value a row", found=kind(column))
         check_count(len(column), f"inputs: {key}", limits)
         columns[key] = [_row_value(value, spec, f"inputs: {key}[{number}]") for number, value in enumerate(column)]
         for number, value in enumerate(columns[key]):
-            if not isinstance(value, bytes) and len(value) != len(columns[key][0]):
+            if isinstance(value, np.ndarray | list) and len(value) != len(columns[key][0]):
                 raise DataError(
                     "rows of different lengths", where=f"inputs: {key}[{number}]", expected=len(columns[key][0]), found=len(value)
                 )
     counts = {key: len(column) for key, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise DataError("columns of different lengths", where="inputs", expected="as many rows in each", found=counts)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [dict(zip(columns, values, strict=True)) | options for values in zip(*columns.values(), strict=True)]
 
 
 def _check_keys(given: Mapping[str, Any], signature: Signature, where: str) -> None:
@@ -198,11 +206,13 @@ def _row_value(value: Any, spec: tf.TensorSpec, where: str) -> Any:
 
 
 def _scalars(values: list[Any], dtype: tf.DType, where: str) -> np.ndarray:
-    wanted = bool if dtype == tf.bool else int
+    # True is an int to Python, but not to JSON.
+    wanted = {tf.bool: (bool,), tf.float32: (int, float)}.get(dtype, (int,))
+    low, high = (False, True) if dtype == tf.bool else (wanted[-1](dtype.min), wanted[-1](dtype.max))
     for number, value in enumerate(values):
-        # True is an int to Python, but not to JSON.
-        if type(value) is not wanted or (wanted is int and not -(2**31) <= value < 2**31):
-            found = kind(value) if type(value) is not wanted else "a number beyond 32 bits"
+        # NaN is in no range.
+        if type(value) not in wanted or not low <= value <= high:
+            found = kind(value) if type(value) not in wanted else "a number beyond 32 bits"
             raise DataError(f"not {dtype.name}", where=f"{where}[{number}]", expected=dtype.name, found=found)
     return np.array(values, dtype.as_numpy_dtype)
 

@@ -53,7 +53,7 @@ def test_verification_finds_equal_and_different_models(export, run, pictures, tm
 
 def test_an_export_is_named_after_its_run_not_its_recipe(run, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("mmfusion.export.export_model", lambda _, output, overwrite: asked.append(output) or tmp_path)
+    monkeypatch.setattr("mmfusion.export.export_model", lambda _, output, **options: asked.append(output) or tmp_path)
     export_command(run.folder.path)
     monkeypatch.chdir(run.folder.path)
     export_command(Path())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import layer_reference as reference
 import numpy as np
 import pytest
-from gradients import graph
+from gradients import graph, tensorflow_only
 from keras import ops
 from layer_reference import built, padding, stream, to_numpy
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers import Attention, KeyValueCache, TransformerBlock
+from mmfusion.layers.cache_writing import scattered_writes, write_at
 
 B, T, S, D, DC, ROOM = 2, 6, 5, 12, 8, 9
 KERNELS = {"exact": {"kernel": "exact"}, "chunked": {"kernel": "chunked", "chunk_size": 4}}
@@ -177,3 +178,46 @@ def test_what_does_not_fit_is_refused():
         layer(tokens, context_mask=np.ones((B, T), bool), cache=layer.init_cache(B, ROOM))
     with pytest.raises(ConfigError, match="layer that is built"):
         Attention(num_heads=2).init_cache(B, ROOM)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_scattered_writes_are_slices(number):
+    """Against NumPy, at each place where there is room; graphs that were traced before and after keep their own way."""
+    random = np.random.default_rng(0)
+    cache, new = (random.normal(size=(B, length, 2, 3)).astype("float32") for length in (ROOM, number))
+    specs = ((None, ROOM, 2, 3), "float32"), ((), "int32"), ((None, number, 2, 3), "float32")
+
+    def write(cache, position, new):
+        return write_at(cache, position, new)
+
+    sliced, scattered = graph(write, *specs), graph(write, *specs)
+    expected_first = sliced(cache, np.int32(0), new)
+    with scattered_writes():
+        scattered(cache, np.int32(0), new)
+    for position in range(ROOM - number + 1):
+        expected = cache.copy()
+        expected[:, position : position + number] = new
+        for written in (sliced, scattered):
+            np.testing.assert_array_equal(written(cache, np.int32(position), new), expected)
+    np.testing.assert_array_equal(sliced(cache, np.int32(0), new), expected_first)
+
+
+@tensorflow_only
+def test_scattered_writes_need_no_operator_of_xla():
+    layer = Attention(num_heads=2)
+    tokens = np.ones((1, 1, D), "float32")
+    layer(tokens)
+
+    def operators() -> set[str]:
+        def step(tokens):
+            output, _, cache = layer(tokens, cache=layer.init_cache(1, ROOM))
+            return output, cache.key
+
+        import tensorflow as tf
+
+        traced = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec([1, 1, D]))
+        return {operation.type for operation in traced.graph.get_operations()}
+
+    assert "XlaDynamicUpdateSlice" in operators()
+    with scattered_writes():
+        assert not {name for name in operators() if name.startswith("Xla")}

@@ -10,8 +10,9 @@ from mmfusion.config import recipe_from_dict
 from mmfusion.errors import ConfigError, ExportError
 from mmfusion.evaluation.evaluator import Evaluator
 from mmfusion.export import Predictor
-from mmfusion.export.saved_model import example_image
-from mmfusion.export.serving_functions import as_tf_function, serving_functions
+from mmfusion.export.example_pictures import example_image
+from mmfusion.export.serving_function import as_tf_function
+from mmfusion.export.serving_functions import serving_functions
 from mmfusion.training import load_run, train
 from mmfusion.training.experiment import prepare_source
 
