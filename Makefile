@@ -7,6 +7,8 @@ WORKERS ?= 2
 RUN := runs/quickstart
 EXPORT := saved_models/quickstart
 SELECT ?= not slow
+# A file at a time, in the order of the folders: those of many small files come last, so that no worker ends long before another.
+SPREAD := --dist loadfile --no-loadscope-reorder
 ON_JAX := $(addprefix tests/,layers fusion encoders losses models decoding)
 
 .PHONY: help quickstart test test-jax lint bench clean
@@ -39,12 +41,12 @@ quickstart: $(STAMP)
 
 test: $(VENV)/.tests
 	mkdir -p test-results
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs --durations=15 --junitxml=test-results/junit.xml
+	$(BIN)/python -m pytest -n $(WORKERS) $(SPREAD) -q -rs --durations=15 --junitxml=test-results/junit.xml
 	@if $(BIN)/python -c "import jax" 2>/dev/null; then $(MAKE) test-jax; else echo "JAX is not installed: make test-jax was not run"; fi
 
 test-jax: $(VENV)/.tests
 	mkdir -p test-results
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -rs -m "$(SELECT)" --durations=15 \
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(WORKERS) $(SPREAD) -q -rs -m "$(SELECT)" --durations=15 \
 		--junitxml=test-results/junit-jax.xml $(ON_JAX)
 
 lint: $(VENV)/.tests
