@@ -12,12 +12,13 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Gain = Annotated[float, Field(gt=0.0)]
 Kernel = Literal["exact", "chunked", "local", "linear"]
+Activation = Literal["gelu", "tanh_gelu", "quick_gelu", "relu", "silu"]
 #: The door for further fusion styles: a word here, what it alone takes in `STYLE_OPTIONS`, a class in `mmfusion.fusion.STYLES`.
 FusionStyle = Literal["late", "cross", "co", "merged", "bottleneck", "gated", "qformer", "resampler", "recurrent"]
 FUSION_STYLES: tuple[str, ...] = get_args(FusionStyle)
 STYLE_OPTIONS: dict[str, tuple[str, ...]] = {
     "late": (),
-    "cross": ("direction", "norm_first"),
+    "cross": ("direction", "norm_first", "context_norm", "feed_forward_between", "activation"),
     "co": ("shared_cross", "norm_first"),
     "merged": ("norm_first",),
     "bottleneck": ("num_bottlenecks",),
@@ -67,6 +68,9 @@ class FusionConfig(Section):
     norm_first: bool | None = Field(
         None, description="Normalise before each part, or after it as BERT (cross, co, merged, qformer)."
     )
+    context_norm: bool | None = Field(None, description="Normalise what a block looks at (cross).")
+    feed_forward_between: bool | None = Field(None, description="A feed-forward part after the self-attention too (cross).")
+    activation: Activation | None = Field(None, description="Of the feed-forward parts (cross).")
     num_bottlenecks: Positive | None = Field(None, description="Tokens between the streams (bottleneck).")
     self_attention: bool | None = Field(None, description="A language block after each gated cross-attention (gated).")
     num_queries: Positive | None = Field(None, description="Learned queries (qformer).")

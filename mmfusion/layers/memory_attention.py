@@ -9,6 +9,7 @@ from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers.checks import check_tokens, checked_mask
+from mmfusion.layers.kernels.exact import softmax_over_keys
 from mmfusion.layers.masks import AttentionMask, without_masked
 
 
@@ -76,13 +77,12 @@ def mix(logits: KerasTensor, memory: ProjectedMemory, keep: KerasTensor | None =
     Returns:
         ``float[B, T, Dm]`` and ``float32[B, H, T, S]``.
     """
-    axis = (3,) if logits.shape[-1] == 1 else -1
     logits = ops.cast(logits, "float32")
     allowed = AttentionMask(keys=memory.mask).allowed(ops.arange(ops.shape(logits)[-1], dtype="int32"))
     if allowed is None:
-        weights = ops.softmax(logits, axis=axis)
+        weights = softmax_over_keys(logits)
     else:
-        weights = ops.where(allowed, ops.softmax(ops.where(allowed, logits, -1e30), axis=axis), 0.0)
+        weights = ops.where(allowed, softmax_over_keys(ops.where(allowed, logits, -1e30)), 0.0)
     used = ops.cast(weights, memory.value.dtype)
     used = used if keep is None else used * keep
     mixed = ops.matmul(used, memory.value)

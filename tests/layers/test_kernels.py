@@ -188,6 +188,18 @@ def test_one_key_is_no_reason_to_warn():
         np.testing.assert_allclose(attention_weights(query, key[:, :, :1]), 1.0, rtol=1e-6)
 
 
+@tensorflow_only
+def test_one_key_in_a_graph_of_any_batch():
+    import tensorflow as tf
+
+    function = tf.function(attention_weights).get_concrete_function(
+        tf.TensorSpec([None, H, T, 4]), tf.TensorSpec([None, H, 1, 4])
+    )
+    query, key = (np.random.default_rng(0).normal(size=(3, H, n, 4)).astype("float32") for n in (T, 1))
+    weights = function(tf.constant(query), tf.constant(key))
+    np.testing.assert_array_equal(weights, np.ones((3, H, T, 1), "float32"))
+
+
 def sizes(function: Any) -> list[tuple[int, str, str]]:
     """Elements of every tensor of a traced function that is read, loops included, in descending order; others are never made."""
     found, waiting, seen = [], [function.graph], set()

@@ -13,7 +13,8 @@ from mmfusion.models import ImageTextModel, build_model
 
 TOWER = {"dim": 16, "depth": 1, "num_heads": 2}
 OWN = {
-    "direction": "both", "norm_first": False, "shared_cross": True, "num_bottlenecks": 2, "self_attention": False,
+    "direction": "both", "norm_first": False, "context_norm": True, "feed_forward_between": True, "activation": "quick_gelu",
+    "shared_cross": True, "num_bottlenecks": 2, "self_attention": False,
     "num_queries": 3, "cross_every": 1, "num_latents": 3, "resampler_depth": 1, "inner": "gated", "attention": "multiplicative",
 }  # fmt: skip
 IDS = {"vocabulary_size": 30, "start_id": 2, "end_id": 3, "pad_id": 0, "mask_id": 4, "forbidden_ids": (1,)}

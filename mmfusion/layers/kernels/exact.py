@@ -35,12 +35,14 @@ def attention_weights(
     scale, key = query.shape[-1] ** -0.5, repeated(key, query.shape[1])
     logits = soft_cap(ops.cast(ops.matmul(query * scale, ops.swapaxes(key, -1, -2)), "float32"), logit_cap)
     allowed = None if mask is None else mask.allowed(ops.arange(length_of(key, 2), dtype="int32"))
-    # One key alone is no mistake here, but Keras warns of it unless the axis is a tuple.
-    axis = (3,) if logits.shape[-1] == 1 else -1
     if allowed is None:
-        return ops.softmax(logits, axis=axis)
-    weights = ops.softmax(ops.where(allowed, logits, MASKED), axis=axis)
-    return ops.where(allowed, weights, 0.0)
+        return softmax_over_keys(logits)
+    return ops.where(allowed, softmax_over_keys(ops.where(allowed, logits, MASKED)), 0.0)
+
+
+def softmax_over_keys(logits: KerasTensor) -> KerasTensor:
+    """Softmax of the last axis, where one key alone is no mistake (of which Keras's softmax warns)."""
+    return ops.exp(ops.log_softmax(logits)) if logits.shape[-1] == 1 else ops.softmax(logits)
 
 
 def exact_attention(
