@@ -56,6 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws its weights and dropout from the same seed: what fails, fails again."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture
 def two_devices() -> tf.distribute.Strategy:
     """Two replicas on two logical CPUs."""
