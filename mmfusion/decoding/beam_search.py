@@ -80,7 +80,7 @@ def beam_search(
         early_stopping: True ends an example when K of its texts have ended; False when, besides, no live text could
             still beat the worst of them, which takes longer and never finds a worse best text. Default True.
         num_groups: G. Default 1.
-        diversity_penalty: At least 0, of several groups. Default 0.5.
+        diversity_penalty: At least 0, of several groups. Default 0.5. With 0 each text is found by each group, and computed once.
         required: Phrases, token ids each, that every text has; not together with groups. Default none.
         rules: What may be written, see `TokenRules`. Default: all but the padding.
         shared: The structure of the state with a bool for each tensor: True for one that belongs to the example and not to a
@@ -126,7 +126,9 @@ def beam_search(
     banks: Banks = OneBank()
     if required:
         banks = PhraseBanks(required)
-    elif num_groups > 1:
+    # Groups that do not avoid each other are one search, whose texts each of them finds.
+    alike = num_groups > 1 and not ops.is_tensor(diversity_penalty) and diversity_penalty == 0
+    if num_groups > 1 and not alike:
         banks = DiverseBanks(num_groups, diversity_penalty)
     search = _Search(
         Stepper(step, state, shared),
@@ -141,7 +143,8 @@ def beam_search(
         limit=limit,
     )
     beams, _ = ops.while_loop(search.goes_on, search.grow, search.begin(batch_size, start_id))
-    return search.finish(beams)
+    found = search.finish(beams)
+    return BeamOutput(*(ops.repeat(part, num_groups, axis=1) for part in found)) if alike else found
 
 
 class _Beams(NamedTuple):

@@ -123,14 +123,14 @@ class _Look(NamedTuple):
     asked: bool
 
     def by_weight(self, gradient: tf.Tensor) -> tf.Tensor:
-        """From the gradient by the output that by each weight, ``∂/∂A[h, t, s] = Σ_d ∂/∂output[t, h, d] · value[s, h, d]``.
+        """From the gradient by the output that by each weight, ``∂/∂A[h, t, s] = Σ_d ∂/∂output[t, h, d] · value[h, s, d]``.
 
         By this product and not through the weights: no kernel needs to keep them.
         """
         heads, width = self.scores.shape[1], self.value.shape[-1]
         gradient = tf.reshape(tf.cast(gradient, tf.float32), (*gradient.shape[:2], heads, width))
-        value = tf.repeat(tf.cast(self.value, tf.float32), heads // self.value.shape[2], axis=2)
-        return tf.einsum("bthd,bshd->bhts", gradient, value)
+        value = tf.repeat(tf.cast(self.value, tf.float32), heads // self.value.shape[1], axis=1)
+        return tf.einsum("bthd,bhsd->bhts", gradient, value)
 
 
 @contextmanager

@@ -254,7 +254,7 @@ class QFormerFusion(Fusion):
         text = text if self.norm_first else self.norm(text)
         scores, caches = [], []
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            places = layer_cache.block.self_attention.key
+            places = layer_cache.block.self_attention.key[:, 0]
             mask = self._joint_mask(layer_cache.queries_mask, text_mask, places)
             result = block(text, mask=mask, cache=layer_cache.block, return_scores=return_scores, training=training)
             text = result.tokens

@@ -46,7 +46,7 @@ _OPTIONS = (
 
 
 class _Projected(NamedTuple):
-    """What a kernel needs: heads of shape ``[B, N, H, d]``, and where the first query stands among the keys if causal."""
+    """What a kernel needs: heads of shape ``[B, H, N, d]``, and where the first query stands among the keys if causal."""
 
     query: KerasTensor
     key: KerasTensor
@@ -213,7 +213,7 @@ class Attention(keras.layers.Layer):
             raise ConfigError(
                 "a cache needs a layer that is built", where=self.name, fix="call build, or the layer itself, first"
             )
-        shape = (batch_size, max_length, self.num_key_value_heads, self._width)
+        shape = (batch_size, self.num_key_value_heads, max_length, self._width)
         dtype = dtype or self.compute_dtype
         return KeyValueCache(ops.zeros(shape, dtype), ops.zeros(shape, dtype), ops.convert_to_tensor(0, "int32"))
 
@@ -286,7 +286,7 @@ class Attention(keras.layers.Layer):
 
     def _finished(self, output: KerasTensor, projected: _Projected) -> KerasTensor:
         output = self.output_projection(output)
-        sees_any = projected.mask.sees_any(length_of(projected.key))
+        sees_any = projected.mask.sees_any(length_of(projected.key, 2))
         # Zeros where there was nothing to attend to, the projection's bias included.
         return output if sees_any is None else ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
 
@@ -312,7 +312,7 @@ class Attention(keras.layers.Layer):
             )
         if itself:
             context_mask = getattr(query, "_keras_mask", None) if context_mask is None else context_mask
-        rows, length = (context if cache is None else cache.key).shape[:2]
+        rows, length = context.shape[:2] if cache is None else (cache.key.shape[0], cache.key.shape[2])
         if None not in (rows, query.shape[0]) and rows != query.shape[0]:
             raise ConfigError("query and context differ in batch size", where=self.name, expected=query.shape[0], found=rows)
         context_mask = checked_mask(context_mask, "context_mask", self.name, query.shape, length)
@@ -320,14 +320,14 @@ class Attention(keras.layers.Layer):
             key, value, _ = self._context(context, context_mask)
             masks = [context_mask]
         else:
-            key, value = (without_masked(x, real_keys(context_mask)) for x in (cache.key, cache.value))
+            key, value = (without_masked(x, real_keys(context_mask), axis=2) for x in (cache.key, cache.value))
             masks = [context_mask, cache.mask]
         queries = self._queries(without_masked(query, real_queries(context_mask)) if itself else query)
-        number, length = length_of(queries), length_of(key)
+        number, length = length_of(queries, 2), length_of(key, 2)
         last = prefix_last(causal_last(number, length), prefix_length, length, query.shape[0], self.name) if causal else None
         mask = AttentionMask.of(*masks, last=last)
         if causal and prefix_length is None and mask.keys is None and mask.pattern is None:
-            mask = mask._replace(causal=True)
+            mask = mask._replace(causal=True, never_empty=itself)
         if itself:
             places = ops.arange(number, dtype="int32")
             queries, key = self._rotated(queries, key, places, grid, query.shape[1])
@@ -344,7 +344,7 @@ class Attention(keras.layers.Layer):
         prefix_length: int | KerasTensor | None,
         grid: Sequence[int] | None,
     ) -> _Projected:
-        room, found = tuple(cache.key.shape[:2]), tuple(query.shape[:2])
+        room, found = (cache.key.shape[0], cache.key.shape[2]), tuple(query.shape[:2])
         if None not in (*room, *found) and (room[0] != found[0] or room[1] < found[1]):
             expected = f"{room[0]} rows of at most {room[1]} tokens"
             raise ConfigError("the query does not fit the cache", where=self.name, expected=expected, found=list(found))
@@ -356,10 +356,11 @@ class Attention(keras.layers.Layer):
         value = write_at(cache.value, cache.position, ops.cast(value, cache.value.dtype))
         filled = cache.position + length_of(query)
         advanced = KeyValueCache(key, value, filled)
-        key, value = (without_masked(ops.cast(x, queries.dtype), real_keys(mask)) for x in (key, value))
+        key, value = (without_masked(ops.cast(x, queries.dtype), real_keys(mask), axis=2) for x in (key, value))
         allowed = AttentionMask.of(mask, last=prefix_last(places, prefix_length, filled, query.shape[0], self.name))
+        allowed = allowed._replace(never_empty=mask is None)
         if self.kernel == "local":
-            allowed = window_mask(allowed, places, length_of(key), self._reach, self.num_global_tokens)
+            allowed = window_mask(allowed, places, length_of(key, 2), self._reach, self.num_global_tokens)
         return _Projected(queries, key, value, allowed, cache.position, advanced)
 
     @property
@@ -386,8 +387,7 @@ class Attention(keras.layers.Layer):
     def _attend(
         self, projected: _Projected, return_scores: bool, training: bool | None
     ) -> tuple[KerasTensor, KerasTensor | None]:
-        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in projected[:3])
-        mask, start = projected.mask, projected.start
+        query, key, value, mask, start, _ = projected
         if self.kernel in ("linear", "local"):
             key, value = (repeated(x, self.num_heads) for x in (key, value))
         if self.kernel == "exact":
@@ -401,9 +401,9 @@ class Attention(keras.layers.Layer):
             # With a prefix, of which the mask has a last key for each example, causal queries look ahead too.
             ahead = start is None or mask.last_of_rows is mask.last
             output = local_attention(query, key, value, mask, self._reach, 0 if start is None else start, ahead, self.logit_cap)
-        output = ops.transpose(output, (0, 2, 1, 3))
         shape = ops.shape(output)
-        output = ops.reshape(output, (shape[0], shape[1], self.num_heads * self._width))
+        output = output if output.shape[2] == 1 else ops.transpose(output, (0, 2, 1, 3))
+        output = ops.reshape(output, (shape[0], shape[2], self.num_heads * self._width))
         if not return_scores:
             return output, None
         # Computed beside the output, never instead of it: whoever asks for scores gets the output that others get.
@@ -413,7 +413,9 @@ class Attention(keras.layers.Layer):
 
     def _heads(self, x: KerasTensor, heads: int) -> KerasTensor:
         shape = ops.shape(x)
-        return ops.reshape(x, (shape[0], shape[1], heads, self._width))
+        if x.shape[1] == 1:
+            return ops.reshape(x, (shape[0], heads, 1, self._width))
+        return ops.transpose(ops.reshape(x, (shape[0], shape[1], heads, self._width)), (0, 2, 1, 3))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

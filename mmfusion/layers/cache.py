@@ -11,8 +11,8 @@ class KeyValueCache(NamedTuple):
     """Keys and values of self-attention so far, in room for L tokens.
 
     Attributes:
-        key: ``float[B, L, Hkv, d]``.
-        value: ``float[B, L, Hkv, d]``.
+        key: ``float[B, Hkv, L, d]``, as kernels read them.
+        value: ``float[B, Hkv, L, d]``.
         position: ``int32[]``, how many of the L places are filled.
     """
 
@@ -25,8 +25,8 @@ class ContextCache(NamedTuple):
     """Keys and values of cross-attention, computed once for all steps and for all texts about one image.
 
     Attributes:
-        key: ``float[B, S, Hkv, d]``.
-        value: ``float[B, S, Hkv, d]``.
+        key: ``float[B, Hkv, S, d]``, as kernels read them.
+        value: ``float[B, Hkv, S, d]``.
         mask: ``bool[B, S]``, ``True`` = real token, or None.
     """
 
@@ -74,7 +74,7 @@ def shared_by_texts(state: Any) -> Any:
         >>> import numpy as np
         >>> from mmfusion.layers import ContextCache
         >>> from mmfusion.layers.cache import shared_by_texts
-        >>> shared_by_texts((ContextCache(np.ones((1, 2, 1, 4)), np.ones((1, 2, 1, 4)), None), np.ones(1)))
+        >>> shared_by_texts((ContextCache(np.ones((1, 1, 2, 4)), np.ones((1, 1, 2, 4)), None), np.ones(1)))
         (ContextCache(key=True, value=True, mask=None), False)
     """
     if isinstance(state, ContextCache):

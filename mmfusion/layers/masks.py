@@ -19,6 +19,7 @@ class AttentionMask(NamedTuple):
         first: ``int32[T]``, the first key that each query sees, at most `last`; None lets it see from the start.
         leading: Keys at the start that `first` does not hide. Default 0.
         causal: Whether nothing is hidden but what is after ``t + S - T``, which is all a fused kernel need know. Default False.
+        never_empty: Whether every query is known to see a key. Default False.
 
     Example:
         >>> import numpy as np
@@ -36,6 +37,7 @@ class AttentionMask(NamedTuple):
     first: KerasTensor | None = None
     leading: int = 0
     causal: bool = False
+    never_empty: bool = False
 
     @classmethod
     def of(cls, *masks: KerasTensor | None, last: KerasTensor | None = None) -> AttentionMask:
@@ -72,6 +74,8 @@ class AttentionMask(NamedTuple):
 
     def sees_any(self, key_length: int | KerasTensor) -> KerasTensor | None:
         """Whether a query sees any of the S keys: ``bool[B or 1, T or 1]``, or None if every query does."""
+        if self.never_empty:
+            return None
         if self.pattern is not None:
             return ops.any(self.allowed(ops.arange(key_length, dtype="int32")), axis=-1)[:, 0]
         last = None if self.last is None else self.last_of_rows
@@ -134,14 +138,16 @@ def real_tokens(mask: KerasTensor | None) -> KerasTensor | None:
     return ops.logical_or(ops.any(mask, axis=2), ops.any(mask, axis=1))
 
 
-def without_masked(x: KerasTensor, real: KerasTensor | None) -> KerasTensor:
-    """Zeros where `real`, ``bool[B, N]``, is False, in ``float[B, N, ...]``.
+def without_masked(x: KerasTensor, real: KerasTensor | None, axis: int = 1) -> KerasTensor:
+    """Zeros where `real`, ``bool[B, N]``, is False, in ``float[B, N, ...]``, or where else `axis` says that N is.
 
     A weight of exactly 0 times NaN is NaN, forward and in the gradient: what stands in the padding must not even be multiplied.
     """
     if real is None:
         return x
-    return ops.where(ops.reshape(real, (*_sizes(real), *[1] * (len(x.shape) - 2))), x, ops.zeros_like(x))
+    rows, length = _sizes(real)
+    shape = (rows, *[1] * (axis - 1), length, *[1] * (len(x.shape) - axis - 1))
+    return ops.where(ops.reshape(real, shape), x, ops.zeros_like(x))
 
 
 def joined_mask(*streams: tuple[KerasTensor | None, KerasTensor]) -> KerasTensor | None:

@@ -159,7 +159,7 @@ class QFormerBlock(keras.layers.Layer):
         held = self.attention.project_context(self._before("attention", queries), queries_mask)
         count = length_of(queries)
         key, value = (
-            ops.concatenate([x, ops.zeros((ops.shape(x)[0], max_length, *x.shape[2:]), x.dtype)], axis=1)
+            ops.concatenate([x, ops.zeros((*ops.shape(x)[:2], max_length, x.shape[3]), x.dtype)], axis=2)
             for x in (held.key, held.value)
         )
         return BlockCache(KeyValueCache(key, value, ops.convert_to_tensor(count, "int32")), None)
@@ -229,7 +229,7 @@ class QFormerBlock(keras.layers.Layer):
             expected = "a context exactly where there are queries that look at one"
             raise ConfigError("a context is missing, or has no reader", where=self.name, expected=expected)
         held = None if cache is None else cache.self_attention
-        places = length if held is None else held.key.shape[1]
+        places = length if held is None else held.key.shape[2]
         return checked_mask(mask, "mask", self.name, tokens.shape, places, ranks=(2,))
 
     def _before(self, branch: str, tokens: KerasTensor) -> KerasTensor:

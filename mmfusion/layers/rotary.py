@@ -13,18 +13,18 @@ def apply_rotary(x: KerasTensor, positions: KerasTensor, base: float = 10000.0) 
     half by column.
 
     Args:
-        x: ``float[B, T, H, d]``, d even, or a multiple of 4 for two axes. Position 0 leaves a token as it is.
+        x: ``float[B, H, T, d]``, d even, or a multiple of 4 for two axes. Position 0 leaves a token as it is.
         positions: ``int[T]``, or ``int[T, 2]`` of rows and columns.
         base: The slowest turn is ``1 / base`` a position. Default 10000.
 
     Returns:
-        ``float[B, T, H, d]``.
+        ``float[B, H, T, d]``.
 
     Example:
         >>> import numpy as np
         >>> from mmfusion.layers.rotary import apply_rotary
-        >>> x = np.ones((1, 2, 1, 4), "float32")
-        >>> bool(np.allclose(apply_rotary(x, np.arange(2))[0, 0], 1.0))
+        >>> x = np.ones((1, 1, 2, 4), "float32")
+        >>> bool(np.allclose(apply_rotary(x, np.arange(2))[0, 0, 0], 1.0))
         True
 
     Source: Su et al., RoFormer, 2021 (arXiv:2104.09864), equation 34; over a grid: Heo et al. 2024 (arXiv:2403.13298), axial.
@@ -36,7 +36,7 @@ def apply_rotary(x: KerasTensor, positions: KerasTensor, base: float = 10000.0) 
     half = x.shape[-1] // 2
     frequency = ops.power(float(base), -ops.arange(half, dtype="float32") / half)
     angle = ops.cast(positions, "float32")[:, None] * frequency[None]
-    cosine, sine = (ops.cast(f(angle), x.dtype)[None, :, None, :] for f in (ops.cos, ops.sin))
+    cosine, sine = (ops.cast(f(angle), x.dtype)[None, None] for f in (ops.cos, ops.sin))
     first, second = x[..., :half], x[..., half:]
     return ops.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 

@@ -241,12 +241,12 @@ class TransformerBlock(keras.layers.Layer):
         if prefix is None:
             return BlockCache(room, crossed)
         self._check_prefix(before=True)
-        length = length_of(prefix.key)
+        length = length_of(prefix.key, 2)
         key, value = (
-            ops.concatenate([ops.cast(first, rest.dtype), rest], axis=1)
+            ops.concatenate([ops.cast(first, rest.dtype), rest], axis=2)
             for first, rest in ((prefix.key, room.key), (prefix.value, room.value))
         )
-        mask = ops.ones(ops.shape(prefix.key)[:2], "bool") if prefix.mask is None else prefix.mask
+        mask = ops.ones((ops.shape(prefix.key)[0], length), "bool") if prefix.mask is None else prefix.mask
         return BlockCache(KeyValueCache(key, value, ops.cast(ops.convert_to_tensor(length), "int32")), crossed, mask)
 
     def read_context(self, context: KerasTensor, context_mask: KerasTensor | None = None) -> BlockCache:
@@ -347,11 +347,11 @@ class TransformerBlock(keras.layers.Layer):
             return None if self.attention is None else checked_mask(mask, "mask", self.name, tokens.shape, tokens.shape[1])
         room, prefix_mask = cache.self_attention.key, cache.prefix_mask
         if prefix_mask is None:
-            return checked_mask(mask, "mask", self.name, tokens.shape, room.shape[1])
-        length = length_of(room) - length_of(prefix_mask)
+            return checked_mask(mask, "mask", self.name, tokens.shape, room.shape[2])
+        length = length_of(room, 2) - length_of(prefix_mask)
         length = length if isinstance(length, int) else None
         mask = checked_mask(mask, "mask", self.name, tokens.shape, length, ranks=(2,))
-        return joined_mask((prefix_mask, prefix_mask), (mask, room[:, length_of(prefix_mask) :]))
+        return joined_mask((prefix_mask, prefix_mask), (mask, room[:, 0, length_of(prefix_mask) :]))
 
     def _own(self, inputs: KerasTensor, mask: KerasTensor | None, prefix: ContextCache | None) -> ContextCache:
         self._check_prefix(before=prefix is not None)
@@ -404,5 +404,5 @@ def _parts(result: KerasTensor | AttentionOutput) -> AttentionOutput:
 def _behind(prefix: ContextCache | None, own: ContextCache) -> ContextCache:
     if prefix is None:
         return own
-    key, value = (ops.concatenate([ops.cast(a, b.dtype), b], axis=1) for a, b in zip(prefix[:2], own[:2], strict=True))
-    return ContextCache(key, value, joined_mask((prefix.mask, prefix.key), (own.mask, own.key)))
+    key, value = (ops.concatenate([ops.cast(a, b.dtype), b], axis=2) for a, b in zip(prefix[:2], own[:2], strict=True))
+    return ContextCache(key, value, joined_mask(*((of.mask, of.key[:, 0]) for of in (prefix, own))))

@@ -77,6 +77,20 @@ def test_a_penalty_makes_texts_differ(recurrent_model) -> None:
     assert distinct(0.0) == 6 < distinct(5.0)
 
 
+@pytest.mark.parametrize(("penalty", "searched"), [(0.0, 2), (0.5, 6)])
+def test_groups_that_do_not_avoid_each_other_are_searched_once(recurrent_model, penalty: float, searched: int) -> None:
+    model, rows = recurrent_model(vocabulary=7, batch_size=4, seed=2), set()
+
+    def step(token_ids, state):
+        rows.add(int(token_ids.shape[0]))
+        return model.step(token_ids, state)
+
+    output = beam_search(
+        step, model.state(), batch_size=4, beam_size=6, num_groups=3, diversity_penalty=penalty, max_tokens=5, **model.ids
+    )
+    assert rows == {4 * searched} and output.token_ids.shape == (4, 6, 5)
+
+
 def test_what_belongs_to_the_example_is_not_repeated(recurrent_model) -> None:
     model = recurrent_model(vocabulary=6, batch_size=4, seed=6)
     options = {"batch_size": 4, "max_tokens": 6, **model.ids}

@@ -178,7 +178,7 @@ def test_a_long_cache_shows_the_last_window(leading):
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), to_numpy(layer(tokens, causal=True)), atol=1e-5)
     # What the window has left behind does not matter any more.
     key = to_numpy(cache.key)
-    key[:, leading : LONG - 4] = 1e4
+    key[:, :, leading : LONG - 4] = 1e4
     step = stream(B, 1, D, seed=3)
     forgotten = layer(step, cache=cache._replace(key=keras.ops.convert_to_tensor(key))).output
     np.testing.assert_array_equal(to_numpy(forgotten), to_numpy(layer(step, cache=cache).output))

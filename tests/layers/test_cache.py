@@ -44,8 +44,8 @@ def test_cached_equals_uncached(kernel, options, cuts):
     found, cache = pieces(layer, tokens, layer.init_cache(B, ROOM), cuts)
     np.testing.assert_allclose(found, to_numpy(layer(tokens, causal=True)), atol=2e-5)
     assert isinstance(cache, KeyValueCache) and int(cache.position) == T
-    assert tuple(cache.key.shape) == (B, ROOM, layer.num_key_value_heads, D // 2)
-    assert (to_numpy(cache.key)[:, T:] == 0).all()
+    assert tuple(cache.key.shape) == (B, layer.num_key_value_heads, ROOM, D // 2)
+    assert (to_numpy(cache.key)[:, :, T:] == 0).all()
 
 
 def test_a_mask_over_the_places_of_the_cache(kernel):
@@ -184,8 +184,8 @@ def test_what_does_not_fit_is_refused():
 def test_scattered_writes_are_slices(number):
     """Against NumPy, at each place where there is room; graphs that were traced before and after keep their own way."""
     random = np.random.default_rng(0)
-    cache, new = (random.normal(size=(B, length, 2, 3)).astype("float32") for length in (ROOM, number))
-    specs = ((None, ROOM, 2, 3), "float32"), ((), "int32"), ((None, number, 2, 3), "float32")
+    cache, new = (random.normal(size=(B, 2, length, 3)).astype("float32") for length in (ROOM, number))
+    specs = ((None, 2, ROOM, 3), "float32"), ((), "int32"), ((None, 2, number, 3), "float32")
 
     def write(cache, position, new):
         return write_at(cache, position, new)
@@ -196,7 +196,7 @@ def test_scattered_writes_are_slices(number):
         scattered(cache, np.int32(0), new)
     for position in range(ROOM - number + 1):
         expected = cache.copy()
-        expected[:, position : position + number] = new
+        expected[:, :, position : position + number] = new
         for written in (sliced, scattered):
             np.testing.assert_array_equal(written(cache, np.int32(position), new), expected)
     np.testing.assert_array_equal(sliced(cache, np.int32(0), new), expected_first)
@@ -205,19 +205,19 @@ def test_scattered_writes_are_slices(number):
 @tensorflow_only
 def test_scattered_writes_need_no_operator_of_xla():
     layer = Attention(num_heads=2)
-    tokens = np.ones((1, 1, D), "float32")
-    layer(tokens)
+    layer(np.ones((1, 2, D), "float32"))
 
-    def operators() -> set[str]:
+    def operators(number: int) -> set[str]:
         def step(tokens):
             output, _, cache = layer(tokens, cache=layer.init_cache(1, ROOM))
             return output, cache.key
 
         import tensorflow as tf
 
-        traced = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec([1, 1, D]))
+        traced = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec([1, number, D]))
         return {operation.type for operation in traced.graph.get_operations()}
 
-    assert "XlaDynamicUpdateSlice" in operators()
+    assert "XlaDynamicUpdateSlice" in operators(2)
+    assert not {name for name in operators(1) if name.startswith("Xla")}
     with scattered_writes():
-        assert not {name for name in operators() if name.startswith("Xla")}
+        assert not {name for name in operators(2) if name.startswith("Xla")}

@@ -116,11 +116,13 @@ def test_token_embedding_equals_numpy():
 def test_rotary_products_depend_on_distance_alone(length, half, shift):
     query, key = stream(1, length, 2, 2 * half), stream(1, length, 2, 2 * half, seed=1)
     places = np.arange(length)
-    np.testing.assert_allclose(apply_rotary(query, places, 50.0), reference.rotate(query, 50.0), atol=1e-5)
+    heads = [x.transpose(0, 2, 1, 3) for x in (query, key)]
+    expected = reference.rotate(query, 50.0).transpose(0, 2, 1, 3)
+    np.testing.assert_allclose(apply_rotary(heads[0], places, 50.0), expected, atol=1e-5)
 
     def products(start: int) -> np.ndarray:
-        turned = (to_numpy(apply_rotary(x, places + start)) for x in (query, key))
-        return np.einsum("bthd,bshd->bhts", *turned)
+        turned = (to_numpy(apply_rotary(x, places + start)) for x in heads)
+        return np.einsum("bhtd,bhsd->bhts", *turned)
 
     np.testing.assert_allclose(products(shift), products(0), atol=1e-4)
 

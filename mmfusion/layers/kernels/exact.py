@@ -14,6 +14,8 @@ from mmfusion.layers.masks import AttentionMask, length_of
 
 # Scores of one example: fewer are not worth a loop.
 FEW = 2**18
+# Queries of one step of decoding, at most: those of all beams that share an image.
+FEW_QUERIES = 16
 # Scores of one tile: more leave the cache, and the allocator gives their memory back each time.
 MANY = 2**22
 
@@ -33,11 +35,16 @@ def attention_weights(
         ``float32[B, H, T, S]``.
     """
     scale, key = query.shape[-1] ** -0.5, repeated(key, query.shape[1])
-    logits = soft_cap(ops.cast(ops.matmul(query * scale, ops.swapaxes(key, -1, -2)), "float32"), logit_cap)
+    # A step of decoding reads its keys where they are; for many queries a transposed copy pays.
+    few = isinstance(query.shape[2], int) and query.shape[2] <= FEW_QUERIES
+    product = ops.einsum("bhtd,bhsd->bhts", query * scale, key) if few else ops.matmul(query * scale, ops.swapaxes(key, -1, -2))
+    logits = soft_cap(ops.cast(product, "float32"), logit_cap)
     allowed = None if mask is None else mask.allowed(ops.arange(length_of(key, 2), dtype="int32"))
     if allowed is None:
         return softmax_over_keys(logits)
-    return ops.where(allowed, softmax_over_keys(ops.where(allowed, logits, MASKED)), 0.0)
+    weights = softmax_over_keys(ops.where(allowed, logits, MASKED))
+    # Beside a key that is seen, the weight of others is 0 as it is.
+    return weights if mask is not None and mask.never_empty else ops.where(allowed, weights, 0.0)
 
 
 def softmax_over_keys(logits: KerasTensor) -> KerasTensor:
