@@ -33,7 +33,9 @@ def onnx_model(name: str, function: NumericFunction) -> Any:
     onnx = imported("onnx", "onnx")
     convert = imported("tf2onnx.convert", "onnx")
     asked = types.SimpleNamespace(get_concrete_function=lambda: function.function)
-    handlers: dict[str, Any] = {"Erfc": (_erfc, []), "XlaDynamicUpdateSlice": (_dynamic_update_slice, [])}
+    handlers: dict[str, Any] = {
+        "Erfc": (_erfc, []), "SelectV2": (_where, []), "XlaDynamicUpdateSlice": (_dynamic_update_slice, []),
+    }  # fmt: skip
     try:
         with _quiet():
             model, _ = convert.from_function(asked, input_signature=(), opset=OPSET, custom_op_handlers=handlers)
@@ -93,6 +95,14 @@ def _erfc(graph: Any, node: Any, name: str, _: list[Any]) -> None:
     graph.remove_node(name)
     error = graph.make_node("Erf", [node.input[0]], **form)
     graph.make_node("Sub", [_constant(graph, np.float32(1)), error.output[0]], outputs=[output], name=name, **form)
+
+
+def _where(graph: Any, node: Any, name: str, _: list[Any]) -> None:
+    """tf2onnx multiplies by 0 and by 1, and what is not chosen comes through if it is not a number."""
+    output = node.output[0]
+    form = {"dtypes": [graph.get_dtype(output)], "shapes": [graph.get_shape(output)]}
+    graph.remove_node(name)
+    graph.make_node("Where", list(node.input), outputs=[output], name=name, **form)
 
 
 def _dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> None:

@@ -105,6 +105,19 @@ def test_a_block_is_written_as_tensorflow_writes_it(start):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_what_is_not_chosen_does_not_come_through():
+    import onnxruntime
+
+    specs = {"x": tf.TensorSpec([3, 1], name="x"), "y": tf.TensorSpec([1, 2], name="y")}
+    function = tf.function(lambda x, y: {"out": tf.where(x > 0.0, x, y)}, autograph=False).get_concrete_function(**specs)
+    outputs = {"out": tf.TensorSpec([3, 2], name="out")}
+    model = onnx_model("where", NumericFunction(function, specs, outputs))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, y = np.array([[1.0], [-1.0], [np.inf]], "float32"), np.array([[np.nan, np.inf]], "float32")
+    (found,) = session.run(["out"], {"x": x, "y": y})
+    np.testing.assert_array_equal(found, np.where(x > 0, x, y))
+
+
 def test_what_onnx_lacks_is_refused_by_name():
     spec = tf.TensorSpec([None], tf.float32, name="x")
     traced = tf.function(lambda x: {"y": tf.math.bessel_i0(x)}, autograph=False).get_concrete_function(x=spec)
