@@ -401,9 +401,10 @@ class Attention(keras.layers.Layer):
             # With a prefix, of which the mask has a last key for each example, causal queries look ahead too.
             ahead = start is None or mask.last_of_rows is mask.last
             output = local_attention(query, key, value, mask, self._reach, 0 if start is None else start, ahead, self.logit_cap)
+        length = output.shape[2]
+        output = output if length == 1 else ops.transpose(output, (0, 2, 1, 3))
         shape = ops.shape(output)
-        output = output if output.shape[2] == 1 else ops.transpose(output, (0, 2, 1, 3))
-        output = ops.reshape(output, (shape[0], shape[2], self.num_heads * self._width))
+        output = ops.reshape(output, (shape[0], 1 if length == 1 else shape[1], self.num_heads * self._width))
         if not return_scores:
             return output, None
         # Computed beside the output, never instead of it: whoever asks for scores gets the output that others get.

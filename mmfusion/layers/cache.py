@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from keras import KerasTensor
 
+from mmfusion.layers.kernels.tiling import is_traced_for_elsewhere
+
 
 class KeyValueCache(NamedTuple):
     """Keys and values of self-attention so far, in room for L tokens.
@@ -53,12 +55,16 @@ class BlockCache(NamedTuple):
 def may_share(query: KerasTensor, cache: ContextCache) -> bool:
     """Whether consecutive rows of a query share a row of a cache of fewer rows, or may, as far as sizes are known.
 
+    Where graphs are `traced_for_elsewhere`, only if they are known to: tf2onnx 1.17 mistakes a reshape to two sizes that are not.
+
     Args:
         query: ``float[N, T, D]``.
         cache: Of B rows; N must be a multiple of B.
     """
     rows, own = query.shape[0], cache.key.shape[0]
-    return None in (rows, own) or (0 < own < rows and rows % own == 0)
+    if None in (rows, own):
+        return not is_traced_for_elsewhere()
+    return 0 < own < rows and rows % own == 0
 
 
 def shared_by_texts(state: Any) -> Any:

@@ -53,14 +53,23 @@ class Tile(NamedTuple):
 
 def on_processor() -> bool:
     """Whether TensorFlow computes on the processor, operator by operator; what compiles, or has many cores, wants large tiles."""
-    if _TRACED_FOR_ELSEWHERE.get():
+    if is_traced_for_elsewhere():
         return False
     return keras.backend.backend() == "tensorflow" and keras.distribution.list_devices()[0].startswith("cpu")
 
 
+def is_traced_for_elsewhere() -> bool:
+    """Whether `traced_for_elsewhere` is open."""
+    return _TRACED_FOR_ELSEWHERE.get()
+
+
 @contextmanager
 def traced_for_elsewhere() -> Iterator[None]:
-    """While it is open, graphs are for another runtime: nothing is cut to fit this processor's cache, which would need loops."""
+    """While it is open, graphs are for another runtime.
+
+    Nothing is cut to fit this processor's cache, which would need loops, and where it is not known how many texts are about an
+    image, each has a row of its keys and values.
+    """
     token = _TRACED_FOR_ELSEWHERE.set(True)
     try:
         yield
