@@ -255,7 +255,7 @@ class Captioner:
 
     def __call__(self, images: KerasTensor, image_mask: KerasTensor | None, options: dict[str, Any]) -> Any:
         """As the function, with a batch filled up to a power of two, and cut again."""
-        rows = images.shape[0]
+        rows = keras.tree.flatten(images)[0].shape[0]
         arrays = {name: value for name, value in options.items() if name in OF_EACH_EXAMPLE or ops.is_tensor(value)}
         fixed = {name: value for name, value in options.items() if name not in arrays}
         key = (tuple(arrays), _hashable(fixed))
@@ -274,6 +274,8 @@ class Captioner:
 def _filled(values: Any, rows: int, size: int) -> Any:
     if values is None:
         return None
+    if isinstance(values, dict):
+        return {name: _filled(value, rows, size) for name, value in values.items()}
     values = ops.convert_to_tensor(values)
     if size == rows or not len(values.shape) or values.shape[0] != rows:
         return values

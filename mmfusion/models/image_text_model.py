@@ -303,7 +303,7 @@ class ImageTextModel(keras.Model):
         """Writes captions, with a cache, in a graph that is kept for each set of options and each power of two of images.
 
         Args:
-            images: ``float[B, H, W, 3]``.
+            images: ``float[B, H, W, 3]``, or what else the image encoder reads, each tensor of it with a row for each example.
             image_mask: Of clips, ``bool[B, F]``, ``True`` = real picture. Default: all real.
             **options: As in `mmfusion.models.write_captions`: ``method``, ``beam_size``, ``max_tokens``, ``temperature``, ...; by
                 default it decodes greedily, as long as the text encoder holds.
@@ -312,8 +312,8 @@ class ImageTextModel(keras.Model):
             `DecodeOutput`, or `BeamOutput`, several captions an image, best first, of beam search and sampling.
         """
         self.head("captioning")
-        images = ops.convert_to_tensor(images)
-        if not is_eager(images):
+        images = keras.tree.map_structure(ops.convert_to_tensor, images)
+        if not is_eager(keras.tree.flatten(images)[0]):
             return self._captioned(images, image_mask, **options)
         if self._captioner is None:
             self._captioner = Captioner(self._captioned, self.variables)

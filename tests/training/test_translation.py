@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -68,6 +69,11 @@ def test_gradients_reach_the_reader_of_the_source():
         value for path, value in weights.items() if path.endswith("token_embedding/embedding") or "embeddings" in path
     )
     assert float(tf.reduce_max(tf.abs(tf.convert_to_tensor(tape.gradient(loss, embedding))))) > 0
+    # Written eagerly, three examples are filled up to four: the same words as in a graph of three.
+    three = {name: tf.concat([value, value[:1]], axis=0) for name, value in source.items()}
+    mask = three["source_ids"] > 0
+    written = tf.function(lambda images, mask: model.caption(images, mask, max_tokens=3))(three, mask)
+    np.testing.assert_array_equal(model.caption(three, mask, max_tokens=3).token_ids, written.token_ids)
 
 
 @pytest.mark.parametrize(
