@@ -76,7 +76,7 @@ class Matcher:
         if everything:
             top_k, candidates = None, np.broadcast_to(np.arange(count), (rows, count))
         texts = self._texts(token_ids, token_mask, embed=top_k is not None)
-        number = top_k if candidates is None else candidates.shape[1]
+        number: Any = top_k if candidates is None else candidates.shape[1]
         size = min(max(PAIRS // _power(number), 1), _power(rows))
         scores = []
         for start in range(0, rows, size):

@@ -1,4 +1,4 @@
-"""The benchmarks of reranking and of the cost of a token run on tiny sizes, print lines of the contract, and their sums are right."""
+"""The benchmarks of reranking and of the cost of a token run on tiny sizes, and print lines of the contract."""
 
 from __future__ import annotations
 

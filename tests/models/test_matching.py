@@ -80,8 +80,8 @@ def test_the_same_in_a_graph(options):
 
 
 def test_texts_of_one_length_are_scored_together_without_the_padding_of_longer_ones():
-    """Of 37 texts the 33 shortest have 5 tokens, so that the first 32 are cut to 8, and the rest to 20."""
-    text = TextTransformer(vocabulary_size=30, max_length=24, dim=12, depth=1, num_heads=2, name="text_encoder")
+    """Of 37 texts the 33 shortest have 5 tokens, so that the first 32 are cut to 8; of the rest the longest has 18."""
+    text = TextTransformer(vocabulary_size=30, max_length=40, dim=12, depth=1, num_heads=2, name="text_encoder")
     fusion = FUSIONS["cross"]()
     model = randomized(
         ImageTextModel(
@@ -93,14 +93,14 @@ def test_texts_of_one_length_are_scored_together_without_the_padding_of_longer_o
     )
     random = np.random.default_rng(0)
     lengths = np.full(37, 5)
-    lengths[[3, 8, 20, 36]] = (20, 9, 15, 18)
-    mask = np.arange(24) < lengths[:, None]
+    lengths[[3, 8, 20, 36]] = (17, 9, 15, 18)
+    mask = np.arange(40) < lengths[:, None]
     ids, images = random.integers(4, 30, mask.shape), random.normal(size=(2, 16, 16, 3)).astype("float32")
     expected = np.stack([to_numpy(model.match(np.repeat(image[None], 37, axis=0), ids, mask)) for image in images])
     sizes, original = [], fusion.blocks[0].call
     fusion.blocks[0].call = lambda tokens, *rest, **options: sizes.append(tokens.shape[:2]) or original(tokens, *rest, **options)
     np.testing.assert_allclose(to_numpy(model.match_matrix(images, ids, mask)), expected, atol=2e-6)
-    assert [tuple(size) for size in sizes] == [(32, 8), (8, 20)]
+    assert [tuple(size) for size in sizes] == [(32, 8), (8, 24)]
 
 
 def test_new_weights_count():
