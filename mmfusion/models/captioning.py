@@ -290,12 +290,12 @@ class Captioner:
                 self._variables,
             )
         size = 1 << max(rows - 1, 0).bit_length()
-        filled = [filled(x, rows, size) for x in (images, image_mask, *arrays.values())]
+        filled = [filled_up(x, rows, size) for x in (images, image_mask, *arrays.values())]
         output = self._graphs[key](*filled)
         return output if size == rows else type(output)(*(part[:rows] for part in output))
 
 
-def filled(values: Any, rows: int, size: int) -> Any:
+def filled_up(values: Any, rows: int, size: int) -> Any:
     """A tensor of a batch of `rows` with its first row again behind it, `size` in all; what is None or of no batch as it is."""
     if values is None:
         return None

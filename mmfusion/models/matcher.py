@@ -8,7 +8,7 @@ import numpy as np
 from keras import KerasTensor, ops
 
 from mmfusion.decoding import compiled
-from mmfusion.models.captioning import filled
+from mmfusion.models.captioning import filled_up
 from mmfusion.models.matching import likeliest, match_read, read_images, spread
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Matcher:
         scores = []
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            some, mask = (None if x is None else filled(x[start:stop], stop - start, size) for x in (images, image_mask))
+            some, mask = (None if x is None else filled_up(x[start:stop], stop - start, size) for x in (images, image_mask))
             known, embeddings = self._read[top_k is not None](some, mask)
             if candidates is None:
                 chosen = ops.convert_to_numpy(likeliest(embeddings, texts.embeddings, top_k))
