@@ -12,18 +12,16 @@ CoCa what `MMFUSION_OPEN_CLIP_PYTHON` names; without it there are no figures, si
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EXTRAS, Seconds, add_threads_argument, core_count, emit, interleaved, timed, use_same_device
+from common import EXTRAS, add_threads_argument, core_count, emit, interleaved, timed, use_same_device
+from peer_process import Peer, has_transformers, peer_of, ratio_range
 
 PEERS = Path(__file__).with_name("captioning_peers.py")
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -35,54 +33,6 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "blip": {"greedy": {"method": "greedy"}, "beams": {"method": "beam", "beam_size": 3}},
 }
 TOKENS = {"coca": 30, "blip": 20}
-
-
-class Peer:
-    """The other process.
-
-    Args:
-        family: ``"coca"`` or ``"blip"``.
-        folder: Where it writes its weights.
-        options: What it is told.
-    """
-
-    def __init__(self, family: str, folder: Path, options: dict[str, Any]) -> None:
-        python = sys.executable if family == "blip" else os.environ["MMFUSION_OPEN_CLIP_PYTHON"]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self.process = subprocess.Popen(
-            [python, str(PEERS), family, str(folder), json.dumps(options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.name = self._read()["ready"]
-        self.tokens: dict[str, Any] = {}
-
-    def ask(self, method: str) -> Seconds:
-        """A round of the peer's."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"method": method}) + "\n")
-        self.process.stdin.flush()
-        answer = self._read()
-        self.tokens[method] = answer["tokens"]
-        return Seconds(answer["wall"], answer["processor"])
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with contextlib.suppress(json.JSONDecodeError):
-                if isinstance(found := json.loads(line), dict):
-                    return found
-        raise SystemExit(f"error: the peer ended with status {self.process.wait()}")
-
-
-@contextlib.contextmanager
-def peer_of(family: str, folder: Path, options: dict[str, Any]) -> Iterator[Peer]:
-    """The peer, until it is not needed any more."""
-    peer = Peer(family, folder, options)
-    try:
-        yield peer
-    finally:
-        peer.process.kill()
-        peer.process.wait()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,20 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
         if family == "coca" and "MMFUSION_OPEN_CLIP_PYTHON" not in os.environ:
             print("no peer, and so no weights: MMFUSION_OPEN_CLIP_PYTHON names no Python that has open_clip", file=sys.stderr)
             continue
-        if family == "blip" and not _has_transformers():
+        if family == "blip" and not has_transformers():
             print(f"no peer, and so no weights: transformers and torch are not installed. {EXTRAS}", file=sys.stderr)
             continue
         tokens = options.tokens or TOKENS[family]
         with tempfile.TemporaryDirectory(prefix="mmfusion-benchmark-") as folder:
             told = {"images": options.images, "tokens": tokens, "threads": threads}
-            with peer_of(family, Path(folder), told) as peer:
+            python = None if family == "blip" else os.environ["MMFUSION_OPEN_CLIP_PYTHON"]
+            with peer_of(PEERS, family, folder, json.dumps(told), python=python) as peer:
                 measure(family, Path(folder), peer, tokens, options)
-
-
-def _has_transformers() -> bool:
-    import importlib.util
-
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def measure(family: str, folder: Path, peer: Peer, tokens: int, options: argparse.Namespace) -> None:
@@ -148,16 +93,11 @@ def measure(family: str, folder: Path, peer: Peer, tokens: int, options: argpars
                 details={
                     "rounds": options.rounds,
                     "processor_time_ratio": round(their.processor / own.processor, 2),
-                    "ratio_range": _range(own, their),
-                    "equal_words": equal_words(family, written[precision], np.asarray(peer.tokens[method])),
+                    "ratio_range": ratio_range(own, their),
+                    "equal_words": equal_words(family, written[precision], np.asarray(peer.results[method])),
                     "threads": options.threads or core_count(),
                 },
             )
-
-
-def _range(own: Any, their: Any) -> list[float]:
-    ratios = [theirs.wall / ours.wall for ours, theirs in zip(own.rounds, their.rounds, strict=True)]
-    return [round(min(ratios), 2), round(max(ratios), 2)]
 
 
 def equal_words(family: str, ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -3,24 +3,19 @@
     python captioning_peers.py coca FOLDER      # open_clip's CoCa ViT-B/32: writes config.json, model.safetensors, images.npy
     python captioning_peers.py blip FOLDER      # transformers' BLIP base
 
-Once it has said ``{"ready": ...}``, it reads a line ``{"method": "greedy"}`` and answers ``{"wall": s, "processor": s,
-"tokens": [[...]]}``. `MMFUSION_OPEN_CLIP_PYTHON` names the Python that has open_clip: torch, transformers==4.49.0, safetensors,
-ftfy, regex, and without their dependencies open-clip-torch, timm and torchvision.
+How they are asked is in `peer_process.py`. `MMFUSION_OPEN_CLIP_PYTHON` names the Python that has open_clip: torch,
+transformers==4.49.0, safetensors, ftfy, regex, and without their dependencies open-clip-torch, timm and torchvision.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-
-Methods = dict[str, Callable[[], Any]]
+from peer_process import Methods, answer, write_checkpoint
 
 
 def declare_operators() -> None:
@@ -44,7 +39,6 @@ def coca(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
     """open_clip's CoCa: its weights and pictures in the folder, and what it can be asked."""
     declare_operators()
     import open_clip
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     model = open_clip.create_model("coca_ViT-B-32", pretrained=None).eval()
@@ -56,8 +50,7 @@ def coca(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
         # Ours never writes start and padding; that nothing ends lets all write as many tokens.
         model.text_decoder.text_projection[:, [0, -2, -1]] = 0.0
     images = torch.randn(options["images"], 3, 224, 224)
-    _write(folder, open_clip.get_model_config("coca_ViT-B-32"), images)
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    write_checkpoint(folder, open_clip.get_model_config("coca_ViT-B-32"), model.state_dict(), images)
     length: dict[str, Any] = {"seq_len": options["tokens"], "fixed_output_length": True}
     asked: dict[str, dict[str, Any]] = {
         "greedy": {"generation_type": "top_k", "top_k": 1},
@@ -71,7 +64,6 @@ def coca(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
 def blip(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
     """transformers' BLIP: its weights and pictures in the folder, and what it can be asked."""
     import transformers
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     config = transformers.BlipConfig()
@@ -84,9 +76,7 @@ def blip(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
                 weight.copy_(1.2 * weight.shape[-1] ** -0.5 * torch.randn(weight.shape))
     size = config.vision_config.image_size
     images = torch.randn(options["images"], 3, size, size)
-    _write(folder, config.to_dict(), images)
-    state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    write_checkpoint(folder, config.to_dict(), model.state_dict(), images)
     # The start and end tokens that it puts around a text are not counted.
     length = {"max_new_tokens": options["tokens"], "min_new_tokens": options["tokens"]}
     methods: Methods = {
@@ -97,23 +87,11 @@ def blip(folder: Path, options: dict[str, Any]) -> tuple[Methods, str]:
     return methods, f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def _write(folder: Path, config: Any, images: torch.Tensor) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, default=str), encoding="utf-8")
-    np.save(folder / "images.npy", images.permute(0, 2, 3, 1).numpy())
-
-
 def main(family: str, folder: Path, options: dict[str, Any]) -> None:
     """Answers until there is nothing more to read."""
     torch.set_num_threads(options["threads"])
     methods, name = {"coca": coca, "blip": blip}[family](folder, options)
-    print(json.dumps({"ready": name, "methods": sorted(methods)}), flush=True)
-    for line in sys.stdin:
-        with torch.inference_mode():
-            wall, processor = time.perf_counter(), time.process_time()
-            tokens = methods[json.loads(line)["method"]]()
-            taken = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-        print(json.dumps({**taken, "tokens": tokens.tolist()}), flush=True)
+    answer(methods, name)
 
 
 if __name__ == "__main__":

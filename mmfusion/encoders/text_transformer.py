@@ -10,6 +10,7 @@ from keras import KerasTensor, ops
 
 from mmfusion.encoders._blocks import transformer_blocks
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.layers import BlockCache, TokenEmbedding
 from mmfusion.layers.masks import length_of
 
@@ -175,6 +176,10 @@ class TextTransformer(keras.layers.Layer):
         """An empty cache for decoding up to `max_length` tokens (default: the longest text)."""
         length = self.max_length if max_length is None else max_length
         return TextCache(tuple(block.init_cache(batch_size, length) for block in self.blocks), ops.convert_to_tensor(0, "int32"))
+
+    def cache_size(self, text_length: int) -> CacheSize:
+        """What the cache of `init_cache` holds of each text: ``2·L·T·Hkv·d`` numbers, with T places."""
+        return CacheSize(own=sum(keys_and_values(text_length, block.attention.cache_width) for block in self.blocks))
 
     def call(
         self,

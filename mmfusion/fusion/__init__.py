@@ -1,6 +1,7 @@
 """Ways to join text tokens and image tokens, one file each, all with one call contract."""
 
 from mmfusion.fusion.bottleneck_fusion import BottleneckFusion
+from mmfusion.fusion.cache_size import CacheSize
 from mmfusion.fusion.co_fusion import CoFusion
 from mmfusion.fusion.cost import Cost
 from mmfusion.fusion.cross_fusion import CrossFusion
@@ -28,6 +29,7 @@ STYLES: dict[str, type[Fusion]] = {
 __all__ = [
     "STYLES",
     "BottleneckFusion",
+    "CacheSize",
     "CoFusion",
     "Cost",
     "CrossFusion",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -239,6 +240,12 @@ class BottleneckFusion(Fusion):
         last = self.cost_of_block(text_length, prefix=self.num_bottlenecks, kernel=self._text_kernel)
         cost = self.depth * image + (self.depth - 1) * text + last
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of each text: ``2·L·(K + T)·D`` numbers, with T places, and ``L·H·K·P`` scores."""
+        self.check_lengths(text_length, image_length)
+        scores = self.num_heads * self.num_bottlenecks * image_length
+        return self.depth * CacheSize(own=keys_and_values(self.num_bottlenecks + text_length, self.dim), scores=scores)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

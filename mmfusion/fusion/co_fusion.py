@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, BlockOutput
@@ -265,6 +266,11 @@ class CoFusion(Fusion):
             cost += self.cost_of_block(tokens, dim)
         cost *= self.depth
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of one image: ``2·L·P·D`` numbers, and of each text ``2·L·T·D``, with T places."""
+        self.check_lengths(text_length, image_length)
+        return self.depth * CacheSize(shared=keys_and_values(image_length, self.dim), own=keys_and_values(text_length, self.dim))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -296,6 +297,11 @@ class CrossFusion(Fusion):
             text += feed_forward_cost(text_length, self.dim, self.mlp_ratio)
             image += feed_forward_cost(image_length, self.image_dim, self.mlp_ratio)
         return self.depth * {"text": text, "image": image, "both": text + image}[self.direction]
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of one image: ``2·L·P·D`` numbers, and of each text ``2·L·T·D``, with T places."""
+        self.check_lengths(text_length, image_length)
+        return self.depth * CacheSize(shared=keys_and_values(image_length, self.dim), own=keys_and_values(text_length, self.dim))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

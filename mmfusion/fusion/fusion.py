@@ -8,6 +8,7 @@ import keras
 from keras import KerasTensor
 
 from mmfusion.errors import ConfigError, told_by
+from mmfusion.fusion.cache_size import CacheSize
 from mmfusion.fusion.checks import check_options_are_known, is_made_of, told_cache
 from mmfusion.fusion.cost import Cost, block_cost
 from mmfusion.layers import TransformerBlock
@@ -67,8 +68,8 @@ class Fusion(keras.layers.Layer):
     """Base of all fusion styles: their common arguments, their hooks, and what they check of their inputs.
 
     A style implements ``call(text, image, text_mask=None, image_mask=None, causal=False, cache=None,
-    return_scores=False, training=None) -> FusionOutput``, `init_cache` and `cost`; where it differs from what stands here, also
-    `supports_causal`, `informs_text`, `text_to_patches`, `image_tokens`, `image_tokens_mask` and `image_width`.
+    return_scores=False, training=None) -> FusionOutput``, `init_cache`, `cost` and `cache_size`; where it differs from what
+    stands here, also `supports_causal`, `informs_text`, `text_to_patches`, `image_tokens`, `image_tokens_mask` and `image_width`.
 
     Masks are ``bool``, ``True`` = real token; what is behind them never changes the result at real tokens.
 
@@ -269,6 +270,21 @@ class Fusion(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement cost")
 
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What the cache of `init_cache` holds, for one image and each text about it.
+
+        Args:
+            text_length: Room in text tokens, T.
+            image_length: Image tokens, P.
+
+        Returns:
+            The `CacheSize`.
+
+        Raises:
+            ConfigError: If a length is no whole number of at least 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement cache_size")
+
     def make_block(self, name: str, index: int = 0, **options: Any) -> TransformerBlock:
         """A block with the common arguments.
 
@@ -318,7 +334,7 @@ class Fusion(keras.layers.Layer):
             )
 
     def check_lengths(self, text_length: int, image_length: int) -> None:
-        """Refuses what is no length. Every style's `cost` starts here."""
+        """Refuses what is no length. Every style's `cost` and `cache_size` start here."""
         for name, length in (("text_length", text_length), ("image_length", image_length)):
             check_size(length, name, self.name)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, attention_cost, block_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import BlockCache, ContextCache, GatedCrossAttention
@@ -216,6 +217,12 @@ class GatedFusion(Fusion):
         if self.self_attention:
             cost = cost + block_cost(text_length, self.dim, mlp_ratio=self.mlp_ratio, **options)
         return self.depth * cost
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of one image: ``2·L·P·D`` numbers, and of each text ``2·L·T·D`` if it attends to itself."""
+        self.check_lengths(text_length, image_length)
+        own = keys_and_values(text_length, self.dim) if self.self_attention else 0
+        return self.depth * CacheSize(shared=keys_and_values(image_length, self.dim), own=own)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cache_size import CacheSize
 from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
@@ -181,6 +182,11 @@ class LateFusion(Fusion):
         )
         merge = dense_cost(text_length, self.dim, hidden) + dense_cost(1, self.dim, hidden)
         return pooling + self.depth * (merge + dense_cost(text_length, hidden, self.dim))
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of each text: the D numbers of the pooled image, and ``H·P`` scores."""
+        self.check_lengths(text_length, image_length)
+        return CacheSize(own=self.dim, scores=self.num_heads * image_length)
 
 
 class _Merge(keras.layers.Layer):

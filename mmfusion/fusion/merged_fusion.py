@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.scores import renormalized
@@ -236,6 +237,11 @@ class MergedFusion(Fusion):
         self.check_lengths(text_length, image_length)
         cost = self.depth * self.cost_of_block(text_length + image_length)
         return cost if self.image_projection is None else cost + dense_cost(image_length, self.image_dim, self.dim)
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of each text: ``2·L·(P + T)·D`` numbers, with T places behind the patches."""
+        self.check_lengths(text_length, image_length)
+        return self.depth * CacheSize(own=keys_and_values(image_length + text_length, self.dim))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

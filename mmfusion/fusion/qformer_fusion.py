@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, attention_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.fusion.latents import latents_mask, through_latents
@@ -307,6 +308,12 @@ class QFormerFusion(Fusion):
         looks = sum(block.cross_attention for block in self.blocks)
         look = attention_cost(self.num_queries, image_length, self.dim, context_dim=self.image_dim, **options)
         return self.depth * layer + looks * look
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of each text: ``2·L·(N + T)·D`` numbers, with T places, and ``L·N·P`` scores."""
+        self.check_lengths(text_length, image_length)
+        own = keys_and_values(self.num_queries + text_length, self.dim)
+        return self.depth * CacheSize(own=own, scores=self.num_queries * image_length)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
+from mmfusion.fusion.cache_size import CacheSize, keys_and_values
 from mmfusion.fusion.cost import Cost, dense_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
 from mmfusion.layers import AttentiveLSTM, AttentiveLSTMOutput, LayerScale, LSTMState, ProjectedMemory, StochasticDepth
@@ -206,6 +207,11 @@ class RecurrentFusion(Fusion):
             direction += dense_cost(tokens, dim, dim) + Cost(0, asked * dim)
         layer = 2 * direction + dense_cost(tokens, dim, deep) + dense_cost(tokens, deep, dim)
         return dense_cost(patches, self.image_dim, dim) + self.depth * layer
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers of each text: two states and the projected patches, ``2·L·(P + 1)·D`` numbers."""
+        self.check_lengths(text_length, image_length)
+        return self.depth * CacheSize(own=keys_and_values(image_length, self.dim) + 2 * self.dim)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -9,6 +9,7 @@ import keras
 from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError, told_by
+from mmfusion.fusion.cache_size import CacheSize
 from mmfusion.fusion.checks import is_made_of
 from mmfusion.fusion.cost import Cost, attention_cost, dense_cost, feed_forward_cost
 from mmfusion.fusion.fusion import Fusion, FusionCache, FusionOutput
@@ -280,6 +281,11 @@ class ResamplerFusion(Fusion):
         ) + feed_forward_cost(self.num_latents, self.dim, self.mlp_ratio)
         projection = dense_cost(image_length, self.image_dim, self.dim) if self.image_dim != self.dim else Cost()
         return projection + self.resampler_depth * layer + self.fusion.cost(text_length, self.num_latents)
+
+    def cache_size(self, text_length: int, image_length: int) -> CacheSize:
+        """What decoding remembers: what the inner style does of N latents, and ``N·P`` scores of each text."""
+        self.check_lengths(text_length, image_length)
+        return self.fusion.cache_size(text_length, self.num_latents) + CacheSize(scores=self.num_latents * image_length)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; a fusion that was given is serialised."""

@@ -217,6 +217,11 @@ class Attention(keras.layers.Layer):
         dtype = dtype or self.compute_dtype
         return KeyValueCache(ops.zeros(shape, dtype), ops.zeros(shape, dtype), ops.convert_to_tensor(0, "int32"))
 
+    @property
+    def cache_width(self) -> int:
+        """Numbers of the key, and as many of the value, that a cache holds of one token; the layer must be built."""
+        return self.num_key_value_heads * self._width
+
     def project_context(self, context: KerasTensor, context_mask: KerasTensor | None = None) -> ContextCache:
         """Keys and values of a context, computed once for many queries; context and mask are those of the call."""
         check_tokens(context, "context", self.name, self._context_dim)

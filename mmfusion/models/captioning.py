@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +23,9 @@ from mmfusion.decoding import (
 )
 from mmfusion.encoders import TextCache
 from mmfusion.errors import ConfigError
-from mmfusion.fusion import FusionCache
+from mmfusion.fusion import CacheSize, FusionCache
 from mmfusion.layers.cache import shared_by_texts
-from mmfusion.models.fusing import fusion_of
+from mmfusion.models.fusing import fusion_of, num_leading_tokens
 
 if TYPE_CHECKING:
     from mmfusion.models.image_text_model import ImageTextModel
@@ -166,6 +167,29 @@ def first_state(
     )
 
 
+def state_size(model: ImageTextModel, max_tokens: int, image_length: int | None = None) -> CacheSize:
+    """What `first_state` holds, for one image and each text about it; `CacheSize.bytes` says it for beams and a dtype.
+
+    Args:
+        model: A model with a captioning head.
+        max_tokens: Room in tokens.
+        image_length: Image tokens that the fusion reads. Default: those of one picture, without a source
+            sentence.
+
+    Example:
+        >>> from mmfusion.models import ImageTextModel
+        >>> from mmfusion.models.captioning import state_size
+        >>> model = ImageTextModel.from_preset("coca", vocabulary_size=100, image_size=32, size="tiny")
+        >>> state_size(model, 20).bytes(images=4, texts=3) > state_size(model, 20).bytes(images=4)
+        True
+    """
+    if image_length is None:
+        pooling, encoder = model.image_pooling, model.image_encoder
+        patches = num_leading_tokens(encoder) + math.prod(encoder.grid)
+        image_length = patches if pooling is None else pooling.num_queries - model.contrastive_queries
+    return model.text_encoder.cache_size(max_tokens) + fusion_of(model).cache_size(max_tokens, image_length)
+
+
 def special_tokens(model: ImageTextModel) -> dict[str, int]:
     """Start, end and padding as a model's head knows them."""
     head = model.head("captioning")
@@ -266,12 +290,13 @@ class Captioner:
                 self._variables,
             )
         size = 1 << max(rows - 1, 0).bit_length()
-        filled = [_filled(x, rows, size) for x in (images, image_mask, *arrays.values())]
+        filled = [filled_up(x, rows, size) for x in (images, image_mask, *arrays.values())]
         output = self._graphs[key](*filled)
         return output if size == rows else type(output)(*(part[:rows] for part in output))
 
 
-def _filled(values: Any, rows: int, size: int) -> Any:
+def filled_up(values: Any, rows: int, size: int) -> Any:
+    """A tensor of a batch of `rows` with its first row again behind it, `size` in all; what is None or of no batch as it is."""
     if values is None:
         return None
     if isinstance(values, dict):

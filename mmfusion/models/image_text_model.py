@@ -21,6 +21,7 @@ from mmfusion.models.contrastive_head import ContrastiveHead, mean_of_real
 from mmfusion.models.embedding import contrasted_image, contrasted_text
 from mmfusion.models.fusing import fuse, fusion_of, image_read, num_leading_tokens
 from mmfusion.models.masked_language_head import MaskedLanguageHead
+from mmfusion.models.matcher import Matcher
 from mmfusion.models.matching import match_matrix
 from mmfusion.models.matching_head import MatchingHead
 
@@ -129,6 +130,7 @@ class ImageTextModel(keras.Model):
         self.causal_text = causal_text
         self.contrastive_tokens = contrastive_tokens
         self._captioner: Captioner | None = None
+        self._matcher: Matcher | None = None
         self.contrastive_queries = contrastive_queries
         self.contrastive_text = contrastive_text
         self.matching_tokens = matching_tokens or ("text" if fusion is None or fusion.informs_text else "image")
@@ -264,6 +266,13 @@ class ImageTextModel(keras.Model):
     ) -> KerasTensor:
         """Logits ``float32[I, N]`` of all images with all texts, or with the likeliest; see `mmfusion.models.match_matrix`."""
         return match_matrix(self, images, token_ids, token_mask, **options)
+
+    @property
+    def matcher(self) -> Matcher:
+        """What matches images with many texts outside of a graph; it keeps its graphs."""
+        if self._matcher is None:
+            self._matcher = Matcher(self)
+        return self._matcher
 
     def masked_language_logits(
         self,

@@ -1,0 +1,48 @@
+"""The benchmarks of reranking and of the cost of a token run on tiny sizes, and print lines of the contract."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+from benchmark_scripts import run_script
+
+KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "device", "details")
+TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def run(script: str, *arguments: str) -> dict[str, dict[str, Any]]:
+    """The lines of a script by name."""
+    lines, _ = run_script(script, *arguments, "--rounds", "1", "--threads", "1")
+    assert all(tuple(line) == KEYS and line["device"] for line in lines)
+    return {line["name"]: line for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.skipif(not TRANSFORMERS, reason='needs torch and transformers: pip install "mmfusion[parity]"')
+def test_reranking_has_the_peers_scores() -> None:
+    sizes = ("--images", "2", "--texts", "9", "--candidates", "5", "--published-pairs", "3", "--published-batch", "2")
+    lines = run("reranking.py", "--tiny", *sizes, "--peer-batch", "2")
+    assert list(lines) == ["reranking.blip.float32.published", "reranking.blip.float32.vision_once"]
+    for line, pairs in zip(lines.values(), (6, 10), strict=True):
+        details = line["details"]
+        assert line["value"] > 0 and line["ratio"] == pytest.approx(line["peer_value"] / line["value"], rel=1e-2)
+        assert details["pairs"] == 10 and details["peer_pairs"] == pairs and details["same_best"] == "2 of 2"
+        assert details["largest_difference"] < 1e-4 < 1e-2 < details["spread_of_logits"]
+        assert line["ratio"] == pytest.approx(details["ratio_range"][0], rel=0.1, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_token_and_the_memory_of_its_caches() -> None:
+    sizes = ("--images", "2", "--dim", "16", "--depth", "2", "--num-heads", "2", "--grid", "3", "--vocabulary", "40")
+    lines = run("decoding_cost.py", "--lengths", "3", "5", "--beams", "1", "2", "--rooms", "same_room", *sizes)
+    kinds = [f"decoding_cost.cross.{how}" for how in ("greedy", "beams_2")]
+    assert list(lines) == [f"{kind}.{part}.{n}" for kind in kinds for part in ("same_room", "memory") for n in (3, 5)]
+    for kind, beams in zip(kinds, (1, 2), strict=True):
+        for length in (3, 5):
+            details = lines[f"{kind}.memory.{length}"]["details"]
+            # Two layers' keys and values in float32: of 9 patches for each image, of the room for each text.
+            assert details["bytes"] == details["formula_bytes"] == 4 * 2 * 2 * 16 * (2 * 9 + 2 * beams * length)
+            assert lines[f"{kind}.same_room.{length}"]["details"]["room"] == 5
