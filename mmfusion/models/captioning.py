@@ -300,7 +300,7 @@ def filled_up(values: Any, rows: int, size: int) -> Any:
     if values is None:
         return None
     if isinstance(values, dict):
-        return {name: _filled(value, rows, size) for name, value in values.items()}
+        return {name: filled_up(value, rows, size) for name, value in values.items()}
     values = ops.convert_to_tensor(values)
     if size == rows or not len(values.shape) or values.shape[0] != rows:
         return values
