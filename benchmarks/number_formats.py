@@ -123,15 +123,18 @@ def quality_of(run: LoadedRun, source: Source, split: str, options: argparse.Nam
 
 def batch_of(run: LoadedRun, source: Source, split: str, size: int) -> dict[str, np.ndarray]:
     """Images of the split and their first captions, as the model reads them."""
-    import numpy as np
     import tensorflow as tf
 
+    from mmfusion.data import Quarantine, Source, build_eval_images
+
     examples = (source.splits[split] * size)[:size]
-    read = [run.transform.read([image.read() for image in example.images]) for example in examples]
+    few = Source(name=source.name, splits={"few": examples}, bad_rows=[])
+    quarantine = Quarantine(None, total=size, max_share=0.0)
+    batches = build_eval_images(
+        few, "few", transform=run.transform, batch_size=size, quarantine=quarantine, tokenizer=run.tokenizer
+    )
+    batch = {name: values.numpy() for name, values in next(iter(batches)).items()}
     tokens = run.tokenizer(tf.constant([example.captions[0] for example in examples]))
-    batch = {"image": np.stack([pixels for pixels, _ in read])}
-    if run.transform.frames > 1:
-        batch["image_mask"] = np.array([[frame < count for frame in range(run.transform.frames)] for _, count in read])
     return batch | {"token_ids": tokens.token_ids.numpy(), "token_mask": tokens.token_mask.numpy()}
 
 
