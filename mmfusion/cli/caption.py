@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 if TYPE_CHECKING:
     from mmfusion.export import Caption, Predictor
 
@@ -26,6 +28,7 @@ def caption(
         ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Of a run: show each caption while it is written.")] = False,
+    precision: PrecisionOption = None,
 ) -> None:
     """Write a caption for each picture, or several."""
     from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
@@ -37,7 +40,7 @@ def caption(
     from mmfusion.retrieval import list_images
 
     asked = apply_overrides({}, options or [])
-    predictor = load(model)
+    predictor = load(model, precision=word_of(precision))
     paths = [path for image in images for path in (list_images(image) if image.is_dir() else [image])]
     failed = 0
     for start in range(0, len(paths), 1 if stream else predictor.batch_size):

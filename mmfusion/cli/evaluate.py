@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 # Where the data is and what is measured; how pictures are prepared and what the model is were settled by the training.
 _FREE_SECTIONS = ("evaluation", "decoding")
 _FREE_DATA = ("source", "path", "name", "languages", "train_split", "validation_split", "validation_share", "limit")
@@ -18,7 +20,10 @@ def evaluate(
         list[str] | None,
         typer.Argument(help="Values of its recipe to change, as in evaluation.split=test data.path=photos.", show_default=False),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the results go. Default: RUN/evaluation.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the results go. Default: RUN/evaluation, with --precision RUN/evaluation-FORMAT.")
+    ] = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Measure retrieval, reranking and captions of a run; writes JSON, a table and pictures."""
     from rich.console import Console
@@ -36,9 +41,10 @@ def evaluate(
     from mmfusion.explain import draw_attention_example
     from mmfusion.training import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, precision=word_of(precision))
     recipe = load_recipe(loaded.folder.recipe, overrides or [])
-    folder = output or loaded.folder.evaluation
+    # The figures of the model as it was trained stay where they are, to compare with.
+    folder = output or loaded.folder.evaluation.with_name(f"evaluation{'' if precision is None else f'-{loaded.precision}'}")
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
@@ -52,7 +58,16 @@ def evaluate(
 
     source = open_source(recipe.data)
     with bar:
-        evaluate_model(recipe, loaded.model, loaded.tokenizer, loaded.transform, source, folder, progress=progress)
+        evaluate_model(
+            recipe,
+            loaded.model,
+            loaded.tokenizer,
+            loaded.transform,
+            source,
+            folder,
+            precision=loaded.precision,
+            progress=progress,
+        )
     if loaded.model.fusion is not None and recipe.translation is None:
         split = recipe.evaluation.split or recipe.data.validation_split
         draw_attention_example(loaded.model, loaded.tokenizer, loaded.transform, source.splits[split], folder / "attention.png")

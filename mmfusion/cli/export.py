@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 
 class Format(str, Enum):
     """What an export can be."""
@@ -33,6 +35,7 @@ def export(
     with_options: Annotated[
         bool, typer.Option("--with-options", help="A SavedModel's captions also with options as inputs.")
     ] = False,
+    precision: PrecisionOption = None,
 ) -> None:
     """Write a SavedModel that takes image files and sentences, or LiteRT or ONNX functions that need no TensorFlow."""
     from mmfusion.cli.environment import quiet_tensorflow
@@ -48,9 +51,15 @@ def export(
             "its functions compute one token, options are what asks them", where="--with-options",
             expected="--format saved_model", found=kind.value,
         )  # fmt: skip
-    loaded = load_run(run)
+    if kind is not Format.SAVED_MODEL and precision is not None:
+        raise ConfigError(
+            "the number formats of LiteRT and ONNX are those of their files", where="--precision",
+            expected="--format saved_model, or without it litert or onnx (float32) or litert-int8", found=kind.value,
+        )  # fmt: skip
+    loaded = load_run(run, precision=word_of(precision))
     # Not the recipe's name, which all of its runs share.
-    name = run.resolve().name if kind is Format.SAVED_MODEL else f"{run.resolve().name}-{kind.value}"
+    made_as = loaded.precision if kind is Format.SAVED_MODEL else kind.value
+    name = run.resolve().name if made_as is None else f"{run.resolve().name}-{made_as}"
     output, script = output or Path("saved_models") / name, "request.py"
     if kind is Format.SAVED_MODEL:
         folder = export_model(loaded, output, overwrite=overwrite, with_options=with_options, batch_size=batch_size)

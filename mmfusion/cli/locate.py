@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 
 def locate(
     model: Annotated[Path, typer.Argument(help="A run folder or an export.", show_default=False)],
@@ -15,6 +17,7 @@ def locate(
     sentence: Annotated[str | None, typer.Option(help="A sentence that holds the phrase, read instead of it.")] = None,
     method: Annotated[str, typer.Option(help="attention, similarity, gradient, input; exports: attention.")] = "attention",
     picture: Annotated[Path | None, typer.Option(help="Also draw the heat map, as a PNG.")] = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Find where in a picture a phrase is."""
     from mmfusion.cli.environment import native_notes_hidden, quiet_tensorflow
@@ -28,7 +31,7 @@ def locate(
     from mmfusion.export import load
     from mmfusion.training.experiment import image_transform
 
-    predictor = load(model)
+    predictor = load(model, precision=word_of(precision))
     with native_notes_hidden():
         found = predictor.localise(image, phrase, method=method, sentence=sentence)
     rows, columns = found.heat.shape

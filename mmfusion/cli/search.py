@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 if TYPE_CHECKING:
     from mmfusion.retrieval import Hit
 
@@ -19,6 +21,7 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="How many pictures to show.")] = 5,
     rerank: Annotated[int, typer.Option(min=0, help="How many candidates the matching head reorders.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Also draw the hits, as a PNG.")] = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Find the pictures of a folder that fit a sentence best."""
     from rich.console import Console
@@ -34,7 +37,7 @@ def search(
     paths = list_images(folder)
     if not paths:
         raise DataError("no pictures there", where=folder, expected="JPEG, PNG, WebP, GIF or BMP files")
-    index = ImageIndex(load(model))
+    index = ImageIndex(load(model, precision=word_of(precision)))
     with native_notes_hidden() as screen, Console(file=screen).status("embedding pictures") as status:
         index.add(paths, progress=lambda done, total: status.update(f"embedding pictures: {done} of {total}"))
     if not index.paths:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mmfusion.cli.precision import PrecisionOption, word_of
+
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 
@@ -25,6 +27,7 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Pixels of a picture, in millions.")] = 50.0,
     max_text: Annotated[int, typer.Option(min=1, help="Characters of a text.")] = 10_000,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds that a request may take.")] = 30.0,
+    precision: PrecisionOption = None,
 ) -> None:
     """Serve a model over HTTP, as TensorFlow Serving does and with plain routes; Ctrl-C stops it."""
     from importlib.util import find_spec
@@ -52,7 +55,7 @@ def serve(
         max_queue=max_queue,
     )
     options = Batching(max_batch=max_batch, max_wait=max_wait_ms / 1000, join=batching, workers=worker_threads)
-    run(model, host=host, port=port, name=name, limits=limits, batching=options, say=_say)
+    run(model, host=host, port=port, name=name, limits=limits, batching=options, precision=word_of(precision), say=_say)
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ def verify(
         list[Path] | None, typer.Argument(help="Pictures to compare on. Default: drawn ones.", show_default=False)
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest difference. Default 1e-4 (float32) or 2e-2 (bfloat16).")
+        float | None, typer.Option(help="Largest difference. Default 1e-4 (float32), 2e-2 (bfloat16, int8), 2.5e-3 (float16).")
     ] = None,
 ) -> None:
     """Run an export in a fresh process and compare every output with the Keras model."""

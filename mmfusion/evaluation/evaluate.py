@@ -33,6 +33,7 @@ def evaluate_model(
     source: Source,
     output: str | Path,
     *,
+    precision: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measures a model as its recipe's ``evaluation`` section says.
@@ -44,6 +45,7 @@ def evaluate_model(
         transform: From image files to its pixels.
         source: The data.
         output: The folder for ``metrics.json``, ``metrics.md``, ``captions.jsonl``, pictures and ``quarantine.jsonl``.
+        precision: The number format that the model was brought to after its training, for the report. Default: none.
         progress: Called with (what, done, total).
 
     Returns:
@@ -123,6 +125,8 @@ def evaluate_model(
         "fuse": options.fuse,
         "skipped": evaluator.quarantine.count,
     }
+    if precision is not None:
+        notes.append(f"computed in {precision}, to which the model was brought after its training")
     if recipe.data.train_split == split:
         notes.append("measured on the pictures that it was trained on: says that the machinery works, nothing else")
     meta["notes"] = notes

@@ -14,7 +14,7 @@ from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.predictor import Predictor
 
 
-def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
+def load(path: str | Path, *, batch_size: int = 32, precision: str | None = None) -> Predictor:
     """Loads a run folder, or an export: a SavedModel, LiteRT or ONNX.
 
     LiteRT and ONNX compute without TensorFlow; it reads the files and sentences. They know no ``attend``.
@@ -22,24 +22,33 @@ def load(path: str | Path, *, batch_size: int = 32) -> Predictor:
     Args:
         path: The folder.
         batch_size: Pictures or sentences at a time. Default 32.
+        precision: Of a run, the number format to compute in, see `mmfusion.models.in_number_format`: ``"float32"``,
+            ``"bfloat16"``, ``"float16"`` or ``"int8"``. Default: the one that it was trained in; an export has its own.
 
     Returns:
         The `Predictor`.
 
     Raises:
-        ExportError: If the folder is neither, or its runtime is not installed.
+        ExportError: If the folder is neither, its runtime is not installed, or an export is to compute in another format.
+        ConfigError: If there is no such number format.
     """
     from mmfusion.training import RunFolder, load_run
 
     path = Path(path)
     described = _described(path)
+    if described and precision is not None:
+        raise ExportError(
+            "an export's number format was chosen when it was made", where=path, expected="a run folder, or no precision",
+            found=f"precision {precision}",
+            fix="name the run, or export it in that format: mmfusion export RUN --precision FORMAT (or --format litert-int8)",
+        )  # fmt: skip
     if described.get("kind", "saved_model") != "saved_model":
         return _load_portable(path, described, batch_size)
     if RunFolder(path).recipe.is_file() and not (path / "saved_model.pb").is_file():
         from mmfusion.export.serving_function import as_tf_function
         from mmfusion.export.serving_functions import serving_functions, takes_several
 
-        run = load_run(path)
+        run = load_run(path, precision=precision)
         signatures = serving_functions(
             run.model,
             run.tokenizer,

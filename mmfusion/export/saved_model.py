@@ -38,7 +38,7 @@ def export_model(
     The folder appears when it is complete; a failure leaves nothing behind.
 
     Args:
-        run: What to export.
+        run: What to export, in its number format: `LoadedRun.in_number_format` changes it. The signatures answer in float32.
         output: The folder to write.
         overwrite: Whether an earlier export there is replaced. Default False.
         with_options: Whether ``caption_sample`` and ``caption_beam`` are there too, which take options of decoding, see
@@ -104,6 +104,7 @@ def _traced(serving: ServingFunction) -> Any:
 
 def _description(run: LoadedRun, functions: dict[str, Any], batch_size: int | None) -> dict[str, Any]:
     description = described(run, "saved_model") | {
+        "precision": run.precision,
         "batch_size": batch_size,
         "signatures": {
             name: {spec.name: f"{spec.dtype.name}{list(spec.shape)}" for spec in serving.inputs}
@@ -160,6 +161,12 @@ def _card(run: LoadedRun, description: dict[str, Any]) -> str:
 
 def _more(description: dict[str, Any]) -> list[str]:
     lines = []
+    if description["precision"] is not None:
+        lines += [
+            "",
+            f"Weights and computation are brought to {description['precision']} after training: answers differ a little from the "
+            "trained model's; `mmfusion verify` says by how much, `mmfusion evaluate --precision` what it costs.",
+        ]
     if description["batch_size"] is not None:
         lines += [
             "",

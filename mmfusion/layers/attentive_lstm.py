@@ -120,7 +120,7 @@ class AttentiveLSTM(keras.layers.Layer):
         self._memory_dim = memory_dim = check_width(memory_shape, "memory", self.name)
         self.attend.build((None, None, self.units), (None, None, memory_dim))
         self.inputs = self._dense("inputs", self._dim, 4 * self.units)
-        self.recurrent = self._dense("recurrent", self.units, 4 * self.units, use_bias=False, kernel_initializer="orthogonal")
+        self.recurrent = self._dense("recurrent", self.units, 4 * self.units, use_bias=False, kernel_initializer=_orthogonal)
         self.seen = self._dense("seen", memory_dim, 4 * self.units, use_bias=False)
         self.gate = self._dense("gate", self.units, 1)
         self.first_hidden = self._dense("first_hidden", memory_dim, self.units, activation="tanh")
@@ -231,3 +231,8 @@ class AttentiveLSTM(keras.layers.Layer):
         """The constructor's arguments."""
         names = ("units", "attention", "num_heads", "attention_dropout", "unroll", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _orthogonal(shape: Sequence[int], dtype: str | None = None) -> KerasTensor:
+    # Of bfloat16 no backend decomposes a matrix.
+    return ops.cast(keras.initializers.Orthogonal()(shape, "float32"), dtype or keras.config.floatx())

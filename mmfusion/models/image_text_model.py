@@ -24,6 +24,7 @@ from mmfusion.models.masked_language_head import MaskedLanguageHead
 from mmfusion.models.matcher import Matcher
 from mmfusion.models.matching import match_matrix
 from mmfusion.models.matching_head import MatchingHead
+from mmfusion.models.number_format import already_quantised, quantised_layers
 
 _PARTS = ("image_encoder", "text_encoder", "fusion", *(f"{name}_head" for name in HEADS), "image_pooling", "modality_dropout")
 
@@ -424,8 +425,25 @@ class ImageTextModel(keras.Model):
             )
         return head
 
+    def quantize(self, *arguments: Any, **options: Any) -> None:
+        """As Keras's own, in place; `mmfusion.models.in_number_format` quantises a copy.
+
+        Args:
+            *arguments: Those of `keras.Model.quantize`, such as ``"int8"``.
+            **options: The same.
+        """
+        super().quantize(*arguments, **options)
+        # Graphs of before read the weights of before.
+        self._captioner = None
+
     def get_config(self) -> dict[str, Any]:
-        """The parts, serialised, and the options."""
+        """The parts, serialised, and the options.
+
+        Raises:
+            ConfigError: If the weights are quantised, which the parts' own configurations do not know.
+        """
+        if quantised_layers(self):
+            raise already_quantised(self.name)
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,

@@ -31,6 +31,7 @@ def serve(
     name: str | None = None,
     limits: Limits | None = None,
     batching: Batching | None = None,
+    precision: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves a run or an export over HTTP, until SIGTERM or SIGINT; what is under way then is answered first.
@@ -42,6 +43,7 @@ def serve(
         name: The model's name in addresses. Default: the folder's.
         limits: How much it takes on. Default `Limits()`.
         batching: How rows are joined. Default `Batching()`.
+        precision: Of a run, the number format to compute in, see `mmfusion.load`. Default: as it was trained.
         say: Is told where it listens, and when it is ready. Default `print`.
 
     Raises:
@@ -55,7 +57,7 @@ def serve(
         raise ConfigError("a model's name stands in addresses", where="name", expected="letters, digits, _ . -", found=repr(name))
     listening = _listen(host, port)
     try:
-        model = ServedModel(load(path), name=name, limits=limits, batching=batching, metrics=Metrics())
+        model = ServedModel(load(path, precision=precision), name=name, limits=limits, batching=batching, metrics=Metrics())
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         failures: list[Exception] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import keras
 
 from mmfusion.data import ClipTransform, Example, ImageTransform, Source, Transform, open_source
 from mmfusion.errors import CheckpointError, DataError
-from mmfusion.models import ImageTextModel, build_model
+from mmfusion.models import ImageTextModel, build_model, in_number_format
 from mmfusion.text import WordPieceTokenizer, read_vocabulary, train_vocabulary, write_vocabulary
 from mmfusion.training.run_folder import RunFolder
 
@@ -28,6 +28,7 @@ class LoadedRun:
         model: Its best model.
         tokenizer: Its tokenizer.
         transform: From image files to the model's pixels.
+        precision: The number format that the model was brought to; None is as it was trained.
     """
 
     folder: RunFolder
@@ -35,13 +36,24 @@ class LoadedRun:
     model: ImageTextModel
     tokenizer: WordPieceTokenizer
     transform: Transform
+    precision: str | None = None
+
+    def in_number_format(self, precision: str) -> LoadedRun:
+        """The same with a copy of the model in another number format; see `mmfusion.models.in_number_format`.
+
+        Args:
+            precision: One of `mmfusion.models.NUMBER_FORMATS`.
+        """
+        return replace(self, model=in_number_format(self.model, precision), precision=precision)
 
 
-def load_run(path: str | Path) -> LoadedRun:
+def load_run(path: str | Path, *, precision: str | None = None) -> LoadedRun:
     """Loads the best model of a run folder.
 
     Args:
         path: The folder, as `mmfusion train` makes it.
+        precision: The number format that the model shall have, one of `mmfusion.models.NUMBER_FORMATS`. Default: the one that it
+            was trained in.
 
     Returns:
         The `LoadedRun`.
@@ -49,6 +61,7 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises:
         CheckpointError: If it is no run folder, has no model yet, the model's file is broken, or the vocabulary or the recipe
             beside it are not those that it was trained with.
+        ConfigError: If there is no such number format.
     """
     from mmfusion.config import load_recipe
 
@@ -60,7 +73,8 @@ def load_run(path: str | Path) -> LoadedRun:
         raise CheckpointError("cannot load the model", where=folder.best_model, found=str(error).splitlines()[0][:200]) from error
     tokenizer = load_tokenizer(recipe, folder.vocabulary)
     _check_fit(folder, model, tokenizer, image_transform(recipe))
-    return LoadedRun(folder, recipe, model, tokenizer, image_transform(recipe))
+    run = LoadedRun(folder, recipe, model, tokenizer, image_transform(recipe))
+    return run if precision is None else run.in_number_format(precision)
 
 
 def _check_fit(folder: RunFolder, model: ImageTextModel, tokenizer: WordPieceTokenizer, transform: Transform) -> None:

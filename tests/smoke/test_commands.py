@@ -49,6 +49,22 @@ def test_evaluate(trained, mmfusion, tmp_path):
     assert "R@1" in answer.out
 
 
+def test_other_number_formats(trained, export_folder, pictures, mmfusion, tmp_path):
+    answer = mmfusion("evaluate", trained.folder, "evaluation.captions=false", "--precision", "int8")
+    assert answer.status == 0, answer.err
+    told = json.loads((trained.folder / "evaluation-int8" / "metrics.json").read_text())
+    assert "computed in int8, to which the model was brought after its training" in told["meta"]["notes"]
+    answer = mmfusion("caption", trained.folder, pictures.good["plain"], "--precision", "bfloat16")
+    assert answer.status == 0 and answer.out.startswith(f"{pictures.good['plain']}: ")
+    for refused, words in (
+        (("caption", export_folder, pictures.good["plain"], "--precision", "int8"), "number format was chosen when it was made"),
+        (("export", trained.folder, "--format", "onnx", "--precision", "int8"), "of LiteRT and ONNX are those of their files"),
+        (("caption", trained.folder, pictures.good["plain"], "--precision", "int4"), "'int4' is not one of"),
+    ):
+        answer = mmfusion(*refused)
+        assert answer.status == 2 and len(answer.error_lines) == 1 and words in answer.err
+
+
 @pytest.mark.parametrize("kind", ["run", "export"])
 def test_caption(kind, trained, export_folder, pictures, mmfusion):
     model = trained.folder if kind == "run" else export_folder
