@@ -434,7 +434,7 @@ class ImageTextModel(keras.Model):
         """
         super().quantize(*arguments, **options)
         # Graphs of before read the weights of before.
-        self._captioner = None
+        self._captioner = self._matcher = None
 
     def get_config(self) -> dict[str, Any]:
         """The parts, serialised, and the options.
