@@ -108,6 +108,7 @@ def test_token_embedding_equals_numpy():
     np.testing.assert_allclose(to_numpy(layer(ids, offset=4)), table[ids] + position[4:7], rtol=1e-6)
     np.testing.assert_allclose(to_numpy(layer(ids, offset=keras.ops.convert_to_tensor(4))), table[ids] + position[4:7], rtol=1e-6)
     np.testing.assert_allclose(to_numpy(layer.logits(TOKENS)), TOKENS @ table.T + bias, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(layer.logits(TOKENS[:, :1])), TOKENS[:, :1] @ table.T + bias, atol=1e-5)
     assert layer.compute_output_shape((2, 3)) == (2, 3, D)
 
 
