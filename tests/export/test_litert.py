@@ -140,6 +140,7 @@ def test_a_broken_export_and_a_missing_runtime_are_told(litert, tmp_path, monkey
 
 
 def test_another_run_is_refused(litert, tmp_path):
+    keras.utils.set_random_seed(1)
     with pytest.raises(ExportError, match="not made from the model"):
         verify_export(litert, load_run(untrained_run(tmp_path / "other")))
     described = description_of(litert)
