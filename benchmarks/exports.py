@@ -23,8 +23,8 @@ from common import (
     add_recipe_arguments,
     add_threads_argument,
     build_ours,
+    compare,
     core_count,
-    emit,
     interleaved,
     read_recipe,
     timed,
@@ -106,21 +106,15 @@ def measure(found: dict[str, Any], threads: int, options: argparse.Namespace) ->
             alike = answers_alike(function, {name: ask() for name, ask in asked.items()})
             timings = interleaved({name: timed(ask) for name, ask in asked.items()}, rounds=options.rounds)
             for name in (name for name in found if name != "run"):
-                own, their = timings[name], timings["run"]
-                ratios = [theirs.wall / ours.wall for ours, theirs in zip(own.rounds, their.rounds, strict=True)]
-                emit(
+                compare(
                     f"exports.{name}.{function}.{size}",
-                    size / own.wall,
-                    "pictures/s",
-                    peer="mmfusion.load(RUN)",
-                    peer_value=size / their.wall,
-                    details={
-                        "rounds": options.rounds,
-                        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-                        "alike": alike[name],
-                        "threads": threads,
-                        "trained": options.run is not None,
-                    },
+                    timings,
+                    name,
+                    "run",
+                    units=size,
+                    unit="pictures/s",
+                    peer_name="mmfusion.load(RUN)",
+                    details={"alike": alike[name], "threads": threads, "trained": options.run is not None},
                 )
 
 

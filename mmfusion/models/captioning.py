@@ -289,10 +289,15 @@ class Captioner:
                 lambda images, mask, *values: self._write(images, mask, **fixed, **dict(zip(names, values, strict=True))),
                 self._variables,
             )
-        size = 1 << max(rows - 1, 0).bit_length()
+        size = power_of_two(rows)
         filled = [filled_up(x, rows, size) for x in (images, image_mask, *arrays.values())]
         output = self._graphs[key](*filled)
         return output if size == rows else type(output)(*(part[:rows] for part in output))
+
+
+def power_of_two(number: int) -> int:
+    """The first power of two that is not less: sizes of graphs, of which there should be few."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def filled_up(values: Any, rows: int, size: int) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from keras import KerasTensor, ops
 
 from mmfusion.decoding import compiled
-from mmfusion.models.captioning import filled_up
+from mmfusion.models.captioning import filled_up, power_of_two
 from mmfusion.models.matching import likeliest, match_read, read_images, spread
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Matcher:
             top_k, candidates = None, np.broadcast_to(np.arange(count), (rows, count))
         texts = self._texts(token_ids, token_mask, embed=top_k is not None)
         number: Any = top_k if candidates is None else candidates.shape[1]
-        size = min(max(PAIRS // _power(number), 1), _power(rows))
+        size = min(max(PAIRS // power_of_two(number), 1), power_of_two(rows))
         scores = []
         for start in range(0, rows, size):
             stop = min(start + size, rows)
@@ -122,10 +122,6 @@ def _cut(lengths: np.ndarray, longest: int) -> int:
     return int(min(-(-int(lengths.max()) // LENGTHS) * LENGTHS, longest))
 
 
-def _power(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
-
-
 def _parts(count: int) -> list[tuple[int, int]]:
     """Where parts of `PAIRS` start, and their size: of the last the next power of two."""
-    return [(start, min(PAIRS, _power(count - start))) for start in range(0, count, PAIRS)]
+    return [(start, min(PAIRS, power_of_two(count - start))) for start in range(0, count, PAIRS)]
