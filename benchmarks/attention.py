@@ -122,7 +122,7 @@ def attention_step(kernel: str, dim: int, num_heads: int, *, backward: bool = Tr
     def step(tokens: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(tokens)
-            output = layer(tokens, tokens) if kernel == "keras" else layer(tokens)
+            output = layer(*[tokens] * (2 if kernel == "keras" else 1), training=backward)
             loss = tf.reduce_sum(tf.square(output))
         return [loss, *tape.gradient(loss, [tokens, *(x.value for x in layer.trainable_weights)])] if backward else [loss]
 

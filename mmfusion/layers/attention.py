@@ -35,6 +35,7 @@ from mmfusion.layers.kernels import (
 )
 from mmfusion.layers.masks import AttentionMask, causal_last, length_of, real_keys, real_queries, without_masked
 from mmfusion.layers.rotary import apply_rotary, rotary_positions
+from mmfusion.layers.rows import by_rows
 
 __all__ = ["KERNELS", "Attention"]
 
@@ -231,8 +232,8 @@ class Attention(keras.layers.Layer):
     def _context(self, context: KerasTensor, context_mask: KerasTensor | None) -> ContextCache:
         # Before the projection: the gradient of its weights multiplies by the context, wherever the mask is False.
         context = without_masked(context, real_keys(context_mask))
-        key = self._heads(self.key_projection(context), self.num_key_value_heads)
-        value = self._heads(self.value_projection(context), self.num_key_value_heads)
+        key = self._heads(by_rows(self.key_projection, context), self.num_key_value_heads)
+        value = self._heads(by_rows(self.value_projection, context), self.num_key_value_heads)
         return ContextCache(self.key_norm(key) if self.query_key_norm else key, value, context_mask)
 
     def call(
@@ -290,7 +291,7 @@ class Attention(keras.layers.Layer):
         return AttentionOutput(ops.reshape(output, (rows, length, output.shape[-1])), scores, cache)
 
     def _finished(self, output: KerasTensor, projected: _Projected) -> KerasTensor:
-        output = self.output_projection(output)
+        output = by_rows(self.output_projection, output)
         sees_any = projected.mask.sees_any(length_of(projected.key, 2))
         # Zeros where there was nothing to attend to, the projection's bias included.
         return output if sees_any is None else ops.where(sees_any[:, :, None], output, ops.zeros_like(output))
@@ -386,7 +387,7 @@ class Attention(keras.layers.Layer):
         return query, key
 
     def _queries(self, query: KerasTensor) -> KerasTensor:
-        queries = self._heads(self.query_projection(query), self.num_heads)
+        queries = self._heads(by_rows(self.query_projection, query), self.num_heads)
         return self.query_norm(queries) if self.query_key_norm else queries
 
     def _attend(
@@ -397,7 +398,7 @@ class Attention(keras.layers.Layer):
             key, value = (repeated(x, self.num_heads) for x in (key, value))
         if self.kernel == "exact":
             drop = functools.partial(self.dropout_layer, training=True) if self.dropout and training else None
-            output = exact_attention(query, key, value, mask, drop, self.logit_cap)
+            output = exact_attention(query, key, value, mask, drop, self.logit_cap, training)
         elif self.kernel == "linear":
             output = linear_attention(query, key, value, mask, start, self._features)
         elif mask.first is None:

@@ -11,6 +11,7 @@ from keras import KerasTensor
 from mmfusion.errors import ConfigError
 from mmfusion.layers.activations import activation_function
 from mmfusion.layers.checks import check_rate, check_tokens, check_width
+from mmfusion.layers.rows import by_rows
 
 
 @keras.saving.register_keras_serializable(package="mmfusion")
@@ -85,9 +86,12 @@ class FeedForward(keras.layers.Layer):
     def call(self, tokens: KerasTensor, training: bool | None = None) -> KerasTensor:
         """Applies it; see the class."""
         check_tokens(tokens, "tokens", self.name, self._dim)
-        hidden = self.hidden(tokens)
+        return by_rows(lambda rows: self._applied(rows, training), tokens)
+
+    def _applied(self, rows: KerasTensor, training: bool | None) -> KerasTensor:
+        hidden = self.hidden(rows)
         if self.gate is not None:
-            hidden = self.gate(tokens) * hidden
+            hidden = self.gate(rows) * hidden
         return self.output_dense(self.dropout_layer(hidden, training=training))
 
     def get_config(self) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class AttentionMask(NamedTuple):
         return cls(keys, pattern, last)
 
     @property
+    def allows_all(self) -> bool:
+        """Whether every query may attend to every key."""
+        return all(part is None for part in (self.keys, self.pattern, self.last, self.first))
+
+    @property
     def last_of_rows(self) -> KerasTensor:
         """`last`, where there is one, as ``int32[B or 1, T]``."""
         last: Any = self.last

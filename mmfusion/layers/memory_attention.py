@@ -9,7 +9,7 @@ from keras import KerasTensor, ops
 
 from mmfusion.errors import ConfigError
 from mmfusion.layers.checks import check_tokens, checked_mask
-from mmfusion.layers.kernels.exact import softmax_over_keys
+from mmfusion.layers.kernels.softmax import softmax_over_keys
 from mmfusion.layers.masks import AttentionMask, without_masked
 
 

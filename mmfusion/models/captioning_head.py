@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+from mmfusion.layers.rows import by_rows
+
 
 @keras.saving.register_keras_serializable(package="mmfusion")
 class CaptioningHead(keras.layers.Layer):
@@ -83,7 +85,7 @@ class CaptioningHead(keras.layers.Layer):
 
     def call(self, tokens: KerasTensor) -> KerasTensor:
         """Transforms the tokens; see the class."""
-        return tokens if self.transform is None else self.norm(self.transform(tokens))
+        return tokens if self.transform is None else self.norm(by_rows(self.transform, tokens))
 
     def logits(self, tokens: KerasTensor, tied: Callable[[KerasTensor], KerasTensor]) -> KerasTensor:
         """Scores of all ids after each fused token.
@@ -96,7 +98,7 @@ class CaptioningHead(keras.layers.Layer):
             ``float[B, T, V]``.
         """
         prepared = self(tokens)
-        return tied(prepared) if self.output_dense is None else self.output_dense(prepared)
+        return tied(prepared) if self.output_dense is None else by_rows(self.output_dense, prepared)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

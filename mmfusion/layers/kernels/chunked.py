@@ -9,6 +9,9 @@ from mmfusion.layers.kernels.tiled import tiled_attention
 from mmfusion.layers.kernels.tiling import Tile
 from mmfusion.layers.masks import AttentionMask
 
+# Queries of a tile with all keys: with fewer the products slow down.
+FEWEST_QUERIES = 64
+
 
 def chunked_attention(
     query: KerasTensor,
@@ -25,8 +28,9 @@ def chunked_attention(
         key: ``float[B, Hkv, S, d]``, Hkv a divisor of H; finite behind the mask too, like `value`.
         value: ``float[B, Hkv, S, d]``.
         mask: Which keys a query may attend to, made chunk by chunk. Default: all.
-        chunk_size: About how many queries and keys at a time, C; all parts are of one size. Memory is ``O((T + S) · d)`` for each
-            head and ``C²`` numbers for one, on an accelerator for each; forward and backward. Default 1024.
+        chunk_size: About how many queries and keys at a time, C, or fewer queries and all keys; all parts are of one size. Memory
+            is ``O((T + S) · d)`` for each head and ``C²`` numbers for one, on an accelerator for each; forward and backward.
+            Default 1024.
         logit_cap: See `soft_cap`. Default: none.
 
     Returns:
@@ -37,4 +41,9 @@ def chunked_attention(
     output = fused_attention(query, key, value, mask, logit_cap, linear=True)
     if output is not None:
         return output
-    return tiled_attention(query, key, value, mask, Tile.of(query, key, chunk_size, chunk_size), logit_cap)
+    queries, keys = chunk_size, chunk_size
+    length = key.shape[2]
+    if length is not None and length * FEWEST_QUERIES <= chunk_size**2 and (mask is None or mask.last is None):
+        # As many numbers, all keys of fewer queries: one softmax. Causal queries would read what they may not see.
+        queries, keys = chunk_size**2 // max(length, 1), None
+    return tiled_attention(query, key, value, mask, Tile.of(query, key, queries, keys), logit_cap)

@@ -8,6 +8,7 @@ from keras import KerasTensor, ops
 
 from mmfusion.layers.kernels.fused import fused_attention
 from mmfusion.layers.kernels.soft_cap import soft_cap
+from mmfusion.layers.kernels.softmax import softmax_over_keys
 from mmfusion.layers.kernels.tiled import tiled_attention
 from mmfusion.layers.kernels.tiling import MASKED, Tile, on_processor
 from mmfusion.layers.masks import AttentionMask, length_of
@@ -16,6 +17,10 @@ from mmfusion.layers.masks import AttentionMask, length_of
 FEW = 2**18
 # Queries of one step of decoding, at most: those of all beams that share an image.
 FEW_QUERIES = 16
+# Scores that a training step keeps for the gradient of one layer: to compute so many again takes longer than to read them.
+KEPT = 2**26
+# The same of one example, where the batch is not known.
+KEPT_OF_ONE = 2**20
 # Scores of one tile: more leave the cache, and the allocator gives their memory back each time.
 MANY = 2**22
 
@@ -47,11 +52,6 @@ def attention_weights(
     return weights if mask is not None and mask.never_empty else ops.where(allowed, weights, 0.0)
 
 
-def softmax_over_keys(logits: KerasTensor) -> KerasTensor:
-    """Softmax of the last axis, where one key alone is no mistake (of which Keras's softmax warns)."""
-    return ops.exp(ops.log_softmax(logits)) if logits.shape[-1] == 1 else ops.softmax(logits)
-
-
 def exact_attention(
     query: KerasTensor,
     key: KerasTensor,
@@ -59,12 +59,13 @@ def exact_attention(
     mask: AttentionMask | None = None,
     drop: Callable[[KerasTensor], KerasTensor] | None = None,
     logit_cap: float | None = None,
+    training: bool | None = None,
 ) -> KerasTensor:
     """``softmax(Q Kᵀ / √d) V``, the keys of a query all at once.
 
     On a processor under TensorFlow, and where T · S scores are many: as many queries and heads at a time as its cache holds well,
-    and the gradient computes their weights again. On JAX and torch: by `fused_attention`, where that is the same. Else, and with
-    `drop`: by the formula, in memory that grows with H · T · S.
+    and the gradient computes their weights again; in training only where there are too many to keep. On JAX and torch: by
+    `fused_attention`, where that is the same. Else, and with `drop`: by the formula, in memory that grows with H · T · S.
 
     Args:
         query: ``float[B, H, T, d]``.
@@ -73,6 +74,7 @@ def exact_attention(
         mask: Which keys a query may attend to. Default: all.
         drop: Dropout of the weights. Default: none.
         logit_cap: See `soft_cap`. Default: none.
+        training: Whether a gradient will be asked for, for which up to `KEPT` weights are kept. It has one either way.
 
     Returns:
         ``float[B, H, T, d]``; zeros for a query without any key.
@@ -83,12 +85,20 @@ def exact_attention(
         output = fused_attention(query, key, value, mask, logit_cap)
         if output is not None:
             return output
-        rows, length, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
-        if None not in (rows, length) and query.shape[1] * rows * length > FEW and on_processor():
+        batch_size, heads, rows, _ = query.shape
+        length, shared = key.shape[2], heads // key.shape[1]
+        if None not in (rows, length) and not _is_few(batch_size, heads * rows * length, training) and on_processor():
             queries = None if shared * rows * length <= MANY else max(MANY // (shared * length), 1)
             return tiled_attention(query, key, value, mask, Tile.of(query, key, queries), logit_cap)
     weights = ops.cast(attention_weights(query, key, mask, logit_cap), value.dtype)
     return ops.matmul(weights if drop is None else drop(weights), repeated(value, query.shape[1]))
+
+
+def _is_few(batch_size: int | None, scores: int, training: bool | None) -> bool:
+    """Whether so many scores of an example are few enough for the formula."""
+    if scores <= FEW or not training:
+        return scores <= FEW
+    return scores <= KEPT_OF_ONE if batch_size is None else batch_size * scores <= KEPT
 
 
 def repeated(x: KerasTensor, heads: int) -> KerasTensor:

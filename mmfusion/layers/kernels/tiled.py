@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import KerasTensor, ops
 
+from mmfusion.layers.kernels.softmax import softmax_over_keys
 from mmfusion.layers.kernels.tiling import MASKED, Tile, Tiling
 from mmfusion.layers.masks import AttentionMask
 
@@ -27,6 +28,7 @@ def tiled_attention(
 
     With ``L = log Σ exp`` of a query's logits, which the forward pass keeps, and ``Δ = dO · O``, no tile of the gradient needs
     another: ``P = exp(Q Kᵀ / √d - L)``, ``dV += Pᵀ dO``, ``dS = P ∘ (dO Vᵀ - Δ)``, ``dQ += dS K / √d``, ``dK += dSᵀ Q / √d``.
+    Where one tile has all keys of a query, the softmax is the backend's own, and P the softmax of the tile.
 
     Args:
         query: ``float[B, H, T, d]``.
@@ -47,7 +49,7 @@ def tiled_attention(
     @ops.custom_gradient
     def attend(q: KerasTensor, k: KerasTensor, v: KerasTensor) -> Any:
         queries, keys, values = tiling.cut_queries(q * scale), tiling.cut_keys(k), tiling.cut_keys(v)
-        outputs, totals = _forward(tiling, queries, keys, values)
+        outputs, *totals = _forward(tiling, queries, keys, values)
 
         def gradient(*arguments: Any, upstream: Any = None) -> Any:
             upstream = arguments[-1] if upstream is None else upstream
@@ -62,8 +64,7 @@ def tiled_attention(
 
 
 def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: KerasTensor) -> Tensors:
-    """Outputs, cut as the queries are, and the logarithm of each row's sum of exponentials."""
-    masked = tiling.mask is not None or not tiling.columns.even
+    """Outputs, cut as the queries are, and, unless one tile has all keys, the logarithm of each row's sum of exponentials."""
     # A sum of many values passes what float16 holds where their mean does not; elsewhere the division can wait for the end.
     narrow = keras.backend.standardize_dtype(values.dtype) == "float16"
 
@@ -77,8 +78,7 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
                 column, k, v = part
                 top, total, output = state
                 logits = tiling.logits(q, k, tiling.allowed(index, row, column))
-                highest = ops.max(logits, axis=-1, keepdims=True)
-                new = highest if tiling.columns.whole else ops.maximum(top, highest)
+                new = ops.maximum(top, ops.max(logits, axis=-1, keepdims=True))
                 weights = ops.exp(logits - new)
                 sums = ops.sum(weights, axis=-1, keepdims=True)
                 if narrow:
@@ -87,8 +87,6 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
                     product = ops.cast(ops.matmul(ops.cast(weights / divisor, v.dtype), v), "float32") * divisor
                 else:
                     product = ops.cast(ops.matmul(ops.cast(weights, v.dtype), v), "float32")
-                if tiling.columns.whole:
-                    return (new, sums, product), ()
                 # Where all was masked so far, what was summed is of no key: it fades to 0 with the first that counts.
                 fade = ops.exp(top - new)
                 return (new, total * fade + sums, output * fade + product), ()
@@ -97,16 +95,26 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
             start = (one + MASKED, one, ops.zeros_like(q, "float32"))
             (top, total, output), _ = _scan(_if_reached(tiling, row, of_columns), start, (), (k, v))
             output, total = output / total, top + ops.log(total)
-            if masked:
+            if tiling.masked:
                 empty = top <= MASKED / 2
                 output, total = (ops.where(empty, 0.0, x) for x in (output, total))
             return (), (ops.cast(output, q.dtype), total)
 
-        like = ops.zeros_like(q[0]), ops.zeros_like(q[0, ..., :1], "float32")
-        return _scan(of_rows, (), like, (q,))
+        def of_whole_rows(_: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
+            row, q = part
+            logits = tiling.logits(q, k[0], tiling.allowed(index, row, 0))
+            output = ops.matmul(ops.cast(softmax_over_keys(logits), v.dtype), v[0])
+            if tiling.masked:
+                output = ops.where(ops.max(logits, axis=-1, keepdims=True) <= MASKED / 2, ops.zeros_like(output), output)
+            return (), (output,)
 
-    like = ops.zeros_like(queries[0]), ops.zeros_like(queries[0, ..., :1], "float32")
-    _, parts = _scan(of_group, (), like, (queries, keys, values))
+        return _scan(of_whole_rows if tiling.columns.whole else of_rows, (), like_parts(q[0]), (q,))
+
+    def like_parts(x: KerasTensor) -> Tensors:
+        output = ops.zeros_like(x)
+        return (output,) if tiling.columns.whole else (output, ops.zeros_like(x[..., :1], "float32"))
+
+    _, parts = _scan(of_group, (), like_parts(queries[0]), (queries, keys, values))
     return parts
 
 
@@ -116,23 +124,22 @@ def _backward(
     keys: KerasTensor,
     values: KerasTensor,
     outputs: KerasTensor,
-    totals: KerasTensor,
+    totals: Sequence[KerasTensor],
     given: KerasTensor,
 ) -> Tensors:
     """Gradients of queries, keys and values, cut as they are, in float32."""
 
     def of_group(_: Tensors, group: Tensors) -> tuple[Tensors, Tensors]:
-        index, q, k, v, output, total, given = group
+        index, q, k, v, output, given, *totals = group
 
         def of_rows(sums: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
-            row, q, output, total, given = part
+            row, q, output, given, *totals = part
             delta = ops.sum(ops.cast(given, "float32") * ops.cast(output, "float32"), axis=-1)[:, None]
-            total = ops.swapaxes(total, -1, -2)
 
             def of_columns(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
                 column, k, v = part
                 logits = tiling.turned_logits(q, k, tiling.allowed(index, row, column))
-                weights = ops.exp(logits - total)
+                weights = ops.exp(logits - ops.swapaxes(totals[0], -1, -2)) if totals else _over_rows(logits, tiling.masked)
                 d_logits = weights * (ops.cast(ops.matmul(v, ops.swapaxes(given, -1, -2)), "float32") - delta)
                 if tiling.logit_cap is not None:
                     d_logits = d_logits * tiling.slope(logits)
@@ -150,12 +157,20 @@ def _backward(
             return sums, (ops.swapaxes(dq, -1, -2),)
 
         start = ops.zeros_like(k, "float32"), ops.zeros_like(v, "float32")
-        sums, (dq,) = _scan(of_rows, start, (ops.zeros_like(q[0], "float32"),), (q, output, total, given))
+        sums, (dq,) = _scan(of_rows, start, (ops.zeros_like(q[0], "float32"),), (q, output, given, *totals))
         return (), (dq, *sums)
 
     like = tuple(ops.zeros_like(x[0], "float32") for x in (queries, keys, values))
-    _, parts = _scan(of_group, (), like, (queries, keys, values, outputs, totals, given))
+    _, parts = _scan(of_group, (), like, (queries, keys, values, outputs, given, *totals))
     return parts
+
+
+def _over_rows(logits: KerasTensor, masked: bool) -> KerasTensor:
+    """Softmax of the keys of turned logits, ``[R, K, M]``; zeros for a query without any."""
+    top = ops.max(logits, axis=-2, keepdims=True)
+    weights = ops.exp(logits - top)
+    factor = 1.0 / ops.sum(weights, axis=-2, keepdims=True)
+    return weights * (ops.where(top <= MASKED / 2, 0.0, factor) if masked else factor)
 
 
 def _if_reached(tiling: Tiling, row: KerasTensor, step: Step, nothing: Tensors = ()) -> Step:

@@ -16,7 +16,7 @@ from mmfusion.layers.masks import AttentionMask, both, length_of
 
 MASKED = -1e30
 # Numbers between queries and keys: what a processor's cache holds well beside the rest.
-CACHED = 2**19
+CACHED = 2**21
 _TRACED_FOR_ELSEWHERE: ContextVar[bool] = ContextVar("traced_for_elsewhere", default=False)
 
 
@@ -141,7 +141,14 @@ class Tiling:
     ) -> Tiling:
         """The tiling of queries ``[B, H, T, d]`` and keys ``[B, Hkv, S, d]``."""
         rows, columns = Split.of(length_of(query, 2), tile.queries), Split.of(length_of(key, 2), tile.keys)
+        if mask is not None and mask.allows_all:
+            mask = None
         return cls(mask, logit_cap, tile.heads, key.shape[1], query.shape[1] // key.shape[1], rows, columns)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a query may have no key at all, as far as is known."""
+        return not self.columns.even or (self.mask is not None and not self.mask.never_empty)
 
     def cut_queries(self, x: KerasTensor) -> KerasTensor:
         """``[B, H, T, d]`` as ``[n, parts, R, M, d]``."""
