@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -21,14 +21,35 @@ class NumericFunction(NamedTuple):
     """One traced function of named tensors.
 
     Attributes:
-        function: A concrete function, from named tensors to a dictionary of tensors.
+        call: What was traced, from named tensors to a dictionary of tensors.
+        function: Its concrete function, which holds the model's variables.
         inputs: Its inputs by name.
         outputs: Its outputs by name.
     """
 
+    call: Callable[..., dict[str, tf.Tensor]]
     function: Any
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
+
+    @classmethod
+    def traced(cls, call: Callable[..., dict[str, tf.Tensor]], inputs: Mapping[str, tf.TensorSpec]) -> NumericFunction:
+        """Traces a function for inputs of these forms, by name."""
+        specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
+        function = _concrete(call, specs)
+        answer = function.structured_outputs
+        return cls(call, function, specs, {name: tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in answer.items()})
+
+    def of_weights(self, variables: Mapping[str, keras.Variable]) -> Any:
+        """A concrete function that has these variables as inputs too, by their names here, and holds none of them."""
+
+        def call(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+            mapping = [(variable, given.pop(name)) for name, variable in variables.items()]
+            with keras.StatelessScope(state_mapping=mapping):
+                return self.call(**given)
+
+        weights = {name: tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in variables.items()}
+        return _concrete(call, self.inputs | weights)
 
 
 def numeric_functions(
@@ -114,10 +135,10 @@ def numeric_functions(
 
     functions: dict[str, NumericFunction] = {}
     if model.contrastive_head is not None:
-        functions["encode_image"] = _traced(encode_image, pictures)
-        functions["encode_text"] = _traced(encode_text, words)
+        functions["encode_image"] = NumericFunction.traced(encode_image, pictures)
+        functions["encode_text"] = NumericFunction.traced(encode_text, words)
     if model.matching_head is not None:
-        functions["match"] = _traced(match, pictures | words)
+        functions["match"] = NumericFunction.traced(match, pictures | words)
     if model.captioning_head is not None:
         room = length - 1 if max_tokens is None else max_tokens
         functions |= _captioning(model, patches_of, pictures, room, batch_size)
@@ -140,7 +161,7 @@ def _captioning(
         leaves = [leaf for leaf in keras.tree.flatten(state) if leaf is not None]
         return {f"state_{number:02}": tf.convert_to_tensor(leaf) for number, leaf in enumerate(leaves)}
 
-    started = _traced(start, pictures)
+    started = NumericFunction.traced(start, pictures)
 
     def step(token_ids: tf.Tensor, **state: tf.Tensor) -> dict[str, tf.Tensor]:
         given = iter(state[name] for name in started.outputs)
@@ -151,12 +172,9 @@ def _captioning(
         return {"logits": tf.cast(logits, tf.float32), **changed}
 
     token_ids = {"token_ids": tf.TensorSpec([batch_size], tf.int32)}
-    return {"caption_start": started, "caption_step": _traced(step, token_ids | started.outputs)}
+    return {"caption_start": started, "caption_step": NumericFunction.traced(step, token_ids | started.outputs)}
 
 
-def _traced(function: Callable[..., dict[str, tf.Tensor]], inputs: dict[str, tf.TensorSpec]) -> NumericFunction:
-    specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
+def _concrete(function: Callable[..., dict[str, tf.Tensor]], specs: dict[str, tf.TensorSpec]) -> Any:
     with traced_for_elsewhere():
-        concrete = tf.function(function, autograph=False).get_concrete_function(**specs)
-    outputs = {name: tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in concrete.structured_outputs.items()}
-    return NumericFunction(concrete, specs, outputs)
+        return tf.function(function, autograph=False).get_concrete_function(**specs)

@@ -63,7 +63,8 @@ def export_portable(
     functions = numeric_functions(model, run.transform.shape, max_tokens=decoding.max_tokens, batch_size=batch_size)
     description = _description(run, kind, functions, batch_size)
     if kind == "onnx":
-        files = {f"{name}.onnx": onnx_model(name, function).SerializeToString() for name, function in functions.items()}
+        models = {name: onnx_model(name, function, run.model.variables) for name, function in functions.items()}
+        files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
     else:
         files = {MODEL: litert_model(functions, model.variables, int8=kind == "litert-int8")}
     with written_at_once(output) as partial:

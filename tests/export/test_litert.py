@@ -105,8 +105,7 @@ def test_what_litert_lacks_is_refused_by_name():
         return {"y": tf.linalg.det(dense(x)[None])}
 
     spec = tf.TensorSpec([3, 3], tf.float32, name="x")
-    traced = tf.function(solve, autograph=False).get_concrete_function(x=spec)
-    function = NumericFunction(traced, {"x": spec}, {"y": tf.TensorSpec([1], tf.float32)})
+    function = NumericFunction.traced(solve, {"x": spec})
     with pytest.raises(ExportError, match=r"operators that LiteRT does not have.*expected TFLITE_BUILTINS, found .*Determinant"):
         litert_model({"solve": function}, dense.variables)
 

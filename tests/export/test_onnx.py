@@ -93,10 +93,7 @@ def test_a_block_is_written_as_tensorflow_writes_it(start):
         "whole": tf.TensorSpec([None, 4, 3], tf.float32), "block": tf.TensorSpec([None, 1, 3], tf.float32),
         "at": tf.TensorSpec([], tf.int32),
     }  # fmt: skip
-    traced = tf.function(update, autograph=False).get_concrete_function(
-        **{name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
-    )
-    model = onnx_model("update", NumericFunction(traced, specs, {"y": specs["whole"]}))
+    model = onnx_model("update", NumericFunction.traced(update, specs), [])
     whole, block = np.arange(24, dtype="float32").reshape(2, 4, 3), -np.ones((2, 1, 3), "float32")
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (found,) = session.run(["y"], {"whole": whole, "block": block, "at": np.array(start, "int32")})
@@ -109,20 +106,31 @@ def test_what_is_not_chosen_does_not_come_through():
     import onnxruntime
 
     specs = {"x": tf.TensorSpec([3, 1], name="x"), "y": tf.TensorSpec([1, 2], name="y")}
-    function = tf.function(lambda x, y: {"out": tf.where(x > 0.0, x, y)}, autograph=False).get_concrete_function(**specs)
-    outputs = {"out": tf.TensorSpec([3, 2], name="out")}
-    model = onnx_model("where", NumericFunction(function, specs, outputs))
+    model = onnx_model("where", NumericFunction.traced(lambda x, y: {"out": tf.where(x > 0.0, x, y)}, specs), [])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x, y = np.array([[1.0], [-1.0], [np.inf]], "float32"), np.array([[np.nan, np.inf]], "float32")
     (found,) = session.run(["out"], {"x": x, "y": y})
     np.testing.assert_array_equal(found, np.where(x > 0, x, y))
 
 
+def test_weights_are_of_the_model_and_no_input():
+    import onnxruntime
+
+    dense, unused = keras.layers.Dense(3), keras.Variable(np.ones(1000, "float32"))
+    dense.build((None, 2))
+    dense.bias.assign([1.0, 2.0, 3.0])
+    function = NumericFunction.traced(lambda x: {"y": dense(x)}, {"x": tf.TensorSpec([None, 2], tf.float32)})
+    model = onnx_model("dense", function, [*dense.variables, unused])
+    assert [put.name for put in model.graph.input] == ["x"] and model.ByteSize() < 2000
+    session, x = onnxruntime.InferenceSession(model.SerializeToString()), np.array([[1.0, -2.0]], "float32")
+    np.testing.assert_allclose(session.run(["y"], {"x": x})[0], np.asarray(dense(x)), atol=1e-6)
+
+
 def test_what_onnx_lacks_is_refused_by_name():
     spec = tf.TensorSpec([None], tf.float32, name="x")
-    traced = tf.function(lambda x: {"y": tf.math.bessel_i0(x)}, autograph=False).get_concrete_function(x=spec)
+    function = NumericFunction.traced(lambda x: {"y": tf.math.bessel_i0(x)}, {"x": spec})
     with pytest.raises(ExportError, match=r"operators that ONNX does not have \[bessel\]: expected opset 18, found BesselI0"):
-        onnx_model("bessel", NumericFunction(traced, {"x": spec}, {"y": spec}))
+        onnx_model("bessel", function, [])
 
 
 def test_a_window_on_many_patches_goes_through(exports):
