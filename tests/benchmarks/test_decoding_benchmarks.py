@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 from benchmark_scripts import run_script
+from untrained import untrained_run
+
+from mmfusion.training import load_run
+from mmfusion.training.callbacks import save_model
 
 KEYS = ("name", "value", "unit", "peer", "peer_value", "ratio", "device", "details")
 TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -46,3 +50,22 @@ def test_the_cost_of_a_token_and_the_memory_of_its_caches() -> None:
             # Two layers' keys and values in float32: of 9 patches for each image, of the room for each text.
             assert details["bytes"] == details["formula_bytes"] == 4 * 2 * 2 * 16 * (2 * 9 + 2 * beams * length)
             assert lines[f"{kind}.same_room.{length}"]["details"]["room"] == 5
+
+
+@pytest.mark.slow
+def test_an_early_exit_before_a_layer_that_changes_nothing_always_agrees(tmp_path) -> None:
+    folder = untrained_run(tmp_path / "run", "captioning", fusion={"style": "cross", "depth": 3, "num_heads": 2})
+    trained = load_run(folder)
+    # What the last block adds to its input is nothing; what the second adds is a lot.
+    for block, factor in ((trained.model.fusion.blocks[2], 0.0), (trained.model.fusion.blocks[1], 10.0)):
+        for weight in block.trainable_weights:
+            weight.assign(factor * weight)
+    save_model(trained.model, trained.folder.best_model)
+    lines, _ = run_script("early_exit.py", str(folder), "--images", "6", "--batch-size", "4")
+    first, second = lines
+    assert (first["name"], second["name"]) == ("early_exit.layer_1_of_3", "early_exit.layer_2_of_3")
+    assert second["value"] == 1.0 > first["value"]
+    cost = second["details"]["cost_of_a_draft"]
+    assert 0 < first["details"]["cost_of_a_draft"] < cost < 1
+    assert second["details"]["tokens_drafted"] == 8
+    assert second["details"]["times_as_fast_at_best"] == pytest.approx(9 / (8 * cost + 1), rel=0.01)

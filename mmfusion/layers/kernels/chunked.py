@@ -10,7 +10,7 @@ from mmfusion.layers.kernels.tiling import Tile
 from mmfusion.layers.masks import AttentionMask
 
 # Queries of a tile with all keys: with fewer the products slow down.
-FEWEST_QUERIES = 64
+FEWEST_QUERIES = 128
 
 
 def chunked_attention(
@@ -41,8 +41,8 @@ def chunked_attention(
     output = fused_attention(query, key, value, mask, logit_cap, linear=True)
     if output is not None:
         return output
-    queries, keys = chunk_size, chunk_size
-    length = key.shape[2]
+    queries, length = chunk_size, key.shape[2]
+    keys: int | None = chunk_size
     if length is not None and length * FEWEST_QUERIES <= chunk_size**2 and (mask is None or mask.last is None):
         # As many numbers, all keys of fewer queries: one softmax. Causal queries would read what they may not see.
         queries, keys = chunk_size**2 // max(length, 1), None
