@@ -145,9 +145,10 @@ def test_an_export_answers_like_the_model(name, runs, answers, pictures):
     ids, mask = run.tokenizer(TEXTS)
     exact = name.endswith("float32")
     tolerance = {"rtol": 1e-4, "atol": 2e-5} if exact else {"rtol": 0.05, "atol": 0.03}
-    score = to_numpy(tf.sigmoid(run.model.match(pixels, ids, mask)))
+    # In graphs, as the export is: in bfloat16 one operator in place of three rounds once in place of thrice.
+    score = to_numpy(tf.sigmoid(tf.function(run.model.match, autograph=False)(pixels, ids, mask)))
     np.testing.assert_allclose(answers[f"{name}/match/score"], score, **tolerance)
-    attention = to_numpy(run.model.attend(pixels, ids, mask))
+    attention = to_numpy(tf.function(run.model.attend, autograph=False)(pixels, ids, mask))
     assert attention.shape == (2, run.recipe.fusion.depth, 2, ids.shape[1], 3, 4)
     np.testing.assert_allclose(answers[f"{name}/attend/attention"], attention, **tolerance)
     written = run.model.caption(pixels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -133,9 +135,10 @@ def test_an_image_is_projected_once():
     batch = tiny_batch(4)
     for block in model.fusion.blocks:
         original = block.cross.key_projection.call
-        block.cross.key_projection.call = lambda x, original=original: seen.append(x.shape[0]) or original(x)
+        block.cross.key_projection.call = lambda x, original=original: seen.append(math.prod(x.shape[:-1])) or original(x)
     model.match_matrix(batch["image"], batch["token_ids"], batch["token_mask"])
-    assert seen == [4, 4]
+    patches = math.prod(model.image_encoder.grid)
+    assert seen == [4 * patches, 4 * patches]
 
 
 def test_says_what_is_wrong():
