@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from common import emit, use_same_device
+from number_formats import batch_of
 
 MOST = 8
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Prints a line for each exit."""
-    from mmfusion.data import Quarantine, build_eval_images, open_source
+    from mmfusion.data import open_source
     from mmfusion.training import load_run
 
     run = load_run(options.run)
@@ -43,13 +44,8 @@ def measure(options: argparse.Namespace) -> None:
     if run.recipe.fusion is None or run.recipe.fusion.style != "cross" or "captioning" not in model.heads:
         raise SystemExit("error: early exit is measured of a captioning model with fusion.style=cross")
     source = open_source(data)
-    found = source.splits[data.validation_split][: options.images]
-    source = few(source, found)
-    batches = build_eval_images(
-        source, "few", transform=run.transform, batch_size=options.batch_size,
-        quarantine=Quarantine(None, total=len(found), max_share=0.0), tokenizer=run.tokenizer,
-    )  # fmt: skip
-    images = np.concatenate([batch["image"].numpy() for batch in batches])
+    split = data.validation_split
+    images = batch_of(run, source, split, min(options.images, len(source.splits[split])))["image"]
     texts = np.concatenate([written(model, part) for part in parts(images, options.batch_size)])
     for exit_layer in range(1, len(model.fusion.blocks)):
         share = agreement(model, images, texts, exit_layer, options.batch_size)
@@ -69,13 +65,6 @@ def measure(options: argparse.Namespace) -> None:
                 "run": run.recipe.name,
             },
         )
-
-
-def few(source: Any, examples: list[Any]) -> Any:
-    """The source with these examples alone."""
-    from mmfusion.data import Source
-
-    return Source(name=source.name, splits={"few": examples}, bad_rows=[])
 
 
 def parts(values: np.ndarray, size: int) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ class OnnxCaptions:
     """
 
     def __init__(self, model: Any, pixels_shape: tuple[int, ...], max_tokens: int) -> None:
-        from mmfusion.export.numeric_functions import NEXT, numeric_functions
+        from mmfusion.export.numeric_functions import carried_state, numeric_functions
         from mmfusion.export.onnx_models import onnx_model
         from mmfusion.export.onnx_runtime import ONNXRuntime
         from mmfusion.export.portable_step import PortableStep
@@ -31,9 +31,8 @@ class OnnxCaptions:
             for name in names:
                 Path(folder, f"{name}.onnx").write_bytes(onnx_model(name, functions[name], model.variables).SerializeToString())
             self.runtime = ONNXRuntime(Path(folder), names)
-        started, stepped = (functions[name].outputs for name in names)
-        carried = {name: NEXT + name if NEXT + name in stepped else None for name in started}
-        self.step = PortableStep(self.runtime, carried, stepped["logits"].shape[-1])
+        vocabulary_size = functions["caption_step"].outputs["logits"].shape[-1]
+        self.step = PortableStep(self.runtime, carried_state(functions), vocabulary_size)
         head = model.head("captioning")
         self.given = special_tokens(model)
         self.forbidden_ids = (head.start_id, *head.forbidden_ids)

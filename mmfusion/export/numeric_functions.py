@@ -145,6 +145,12 @@ def numeric_functions(
     return functions
 
 
+def carried_state(functions: Mapping[str, NumericFunction]) -> dict[str, str | None]:
+    """What becomes of each tensor of the state: the name of the step's output that the next step is given, or None: it stays."""
+    outputs = functions["caption_step"].outputs
+    return {name: NEXT + name if NEXT + name in outputs else None for name in functions["caption_start"].outputs}
+
+
 def _captioning(
     model: ImageTextModel,
     patches_of: Callable[[dict[str, tf.Tensor]], tuple[Any, Any]],

@@ -13,7 +13,7 @@ from mmfusion.export.example_pictures import example_image
 from mmfusion.export.folder import DESCRIPTION, check_output, written_at_once
 from mmfusion.export.litert import litert_model
 from mmfusion.export.litert_runtime import MODEL
-from mmfusion.export.numeric_functions import NEXT, NumericFunction, numeric_functions
+from mmfusion.export.numeric_functions import NumericFunction, carried_state, numeric_functions
 from mmfusion.export.onnx_models import onnx_model
 from mmfusion.export.portable_model import portable_model
 from mmfusion.export.saved_model import described, model_card
@@ -90,7 +90,7 @@ def _description(run: LoadedRun, kind: str, functions: dict[str, NumericFunction
     }
     if "caption_step" not in functions:
         return description
-    head, step = run.model.head("captioning"), functions["caption_step"]
+    head = run.model.head("captioning")
     decoding = run.recipe.decoding
     return description | {
         "decoding": {
@@ -103,7 +103,7 @@ def _description(run: LoadedRun, kind: str, functions: dict[str, NumericFunction
             "forbidden_ids": [head.start_id, *head.forbidden_ids],
         },
         # What the next step is given: this step's output of that name, or, where there is none, what this step was given.
-        "state": {name: NEXT + name if NEXT + name in step.outputs else None for name in functions["caption_start"].outputs},
+        "state": carried_state(functions),
     }
 
 

@@ -29,8 +29,8 @@ def chunked_attention(
         value: ``float[B, Hkv, S, d]``.
         mask: Which keys a query may attend to, made chunk by chunk. Default: all.
         chunk_size: About how many queries and keys at a time, C, or fewer queries and all keys; all parts are of one size. Memory
-            is ``O((T + S) · d)`` for each head and ``C²`` numbers for one, on an accelerator for each; forward and backward.
-            Default 1024.
+            is ``O((T + S) · d)`` for each head and ``C²`` numbers for one, or for as many as the processor's cache holds (two of
+            1024), on an accelerator for each; forward and backward. Default 1024.
         logit_cap: See `soft_cap`. Default: none.
 
     Returns:

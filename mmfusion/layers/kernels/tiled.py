@@ -135,11 +135,12 @@ def _backward(
         def of_rows(sums: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
             row, q, output, given, *totals = part
             delta = ops.sum(ops.cast(given, "float32") * ops.cast(output, "float32"), axis=-1)[:, None]
+            total = ops.swapaxes(totals[0], -1, -2) if totals else None
 
             def of_columns(state: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
                 column, k, v = part
                 logits = tiling.turned_logits(q, k, tiling.allowed(index, row, column))
-                weights = ops.exp(logits - ops.swapaxes(totals[0], -1, -2)) if totals else _over_rows(logits, tiling.masked)
+                weights = _over_rows(logits, tiling.masked) if total is None else ops.exp(logits - total)
                 d_logits = weights * (ops.cast(ops.matmul(v, ops.swapaxes(given, -1, -2)), "float32") - delta)
                 if tiling.logit_cap is not None:
                     d_logits = d_logits * tiling.slope(logits)
