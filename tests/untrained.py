@@ -39,8 +39,10 @@ def untrained_run(folder: Path, *heads: str, **sections: dict) -> Path:
     save_recipe(recipe, run.recipe)
     write_vocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS], run.vocabulary)
     model = prepare_model(recipe, load_tokenizer(recipe, run.vocabulary))
-    # As they start, embeddings of all pictures are alike: larger weights tell them apart.
+    # As they start, embeddings of all pictures are alike: larger products tell them apart. Larger scales of layer normalisation
+    # would not, and they make rounding a hundredfold.
     for weight in model.trainable_weights:
-        weight.assign(3.0 * weight)
+        if len(weight.shape) > 1:
+            weight.assign(3.0 * weight)
     save_model(model, run.best_model)
     return folder
