@@ -14,8 +14,8 @@ from mmfusion.layers.kernels.tiling import is_traced_for_elsewhere
 def by_rows(layer: Callable[[KerasTensor], KerasTensor], tokens: KerasTensor) -> KerasTensor:
     """What a layer makes of each token, computed on TensorFlow for ``[B·N, D]``.
 
-    TensorFlow makes one operator of a product, its bias and its activation where nothing stands between them, and Keras's
-    ``Dense`` puts the shape of tokens back right behind the product.
+    Where nothing stands between, TensorFlow makes one operator of a product, its bias and ``relu`` or ``gelu``. Keras's ``Dense``
+    puts the shape of tokens back between product and bias.
 
     Args:
         layer: From ``float[..., D]`` to ``float[..., E]``, each row by itself.

@@ -17,10 +17,11 @@ from mmfusion.layers.masks import AttentionMask, length_of
 FEW = 2**18
 # Queries of one step of decoding, at most: those of all beams that share an image.
 FEW_QUERIES = 16
-# Scores that a training step keeps for the gradient of one layer: to compute so many again takes longer than to read them.
+# Scores that a training step keeps for the gradient of one layer, 256 MiB in float32. With those of 577 tokens computed again, a
+# step was slower than with Keras's layer, which keeps them too (benchmarks/attention.py, two cores with AVX-512).
 KEPT = 2**26
-# The same of one example, where the batch is not known.
-KEPT_OF_ONE = 2**20
+# The same of one example, where the batch is not known: as if it were of 128.
+KEPT_OF_ONE = KEPT // 128
 # Scores of one tile: more leave the cache, and the allocator gives their memory back each time.
 MANY = 2**22
 
@@ -74,7 +75,7 @@ def exact_attention(
         mask: Which keys a query may attend to. Default: all.
         drop: Dropout of the weights. Default: none.
         logit_cap: See `soft_cap`. Default: none.
-        training: Whether a gradient will be asked for, for which up to `KEPT` weights are kept. It has one either way.
+        training: Whether up to `KEPT` weights may be kept for the gradient. There is one either way.
 
     Returns:
         ``float[B, H, T, d]``; zeros for a query without any key.

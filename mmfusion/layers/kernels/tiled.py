@@ -102,11 +102,9 @@ def _forward(tiling: Tiling, queries: KerasTensor, keys: KerasTensor, values: Ke
 
         def of_whole_rows(_: Tensors, part: Tensors) -> tuple[Tensors, Tensors]:
             row, q = part
-            logits = tiling.logits(q, k[0], tiling.allowed(index, row, 0))
-            output = ops.matmul(ops.cast(softmax_over_keys(logits), v.dtype), v[0])
-            if tiling.masked:
-                output = ops.where(ops.max(logits, axis=-1, keepdims=True) <= MASKED / 2, ops.zeros_like(output), output)
-            return (), (output,)
+            allowed = tiling.allowed(index, row, 0)
+            weights = softmax_over_keys(tiling.logits(q, k[0], allowed))
+            return (), (tiling.without_empty(ops.matmul(ops.cast(weights, v.dtype), v[0]), allowed),)
 
         return _scan(of_whole_rows if tiling.columns.whole else of_rows, (), like_parts(q[0]), (q,))
 

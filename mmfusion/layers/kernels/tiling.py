@@ -15,7 +15,7 @@ from mmfusion.layers.kernels.soft_cap import soft_cap
 from mmfusion.layers.masks import AttentionMask, both, length_of
 
 MASKED = -1e30
-# Numbers between queries and keys: what a processor's cache holds well beside the rest.
+# Numbers between queries and keys of one tile, 8 MiB in float32; tried out with benchmarks/attention.py on two cores.
 CACHED = 2**21
 _TRACED_FOR_ELSEWHERE: ContextVar[bool] = ContextVar("traced_for_elsewhere", default=False)
 
@@ -147,8 +147,9 @@ class Tiling:
 
     @property
     def masked(self) -> bool:
-        """Whether a query may have no key at all, as far as is known."""
-        return not self.columns.even or (self.mask is not None and not self.mask.never_empty)
+        """Whether a query may have no key at all, as far as is known: none may be allowed, or there may be none."""
+        some = self.columns.even or (isinstance(self.columns.length, int) and self.columns.length > 0)
+        return not some or (self.mask is not None and not self.mask.never_empty)
 
     def cut_queries(self, x: KerasTensor) -> KerasTensor:
         """``[B, H, T, d]`` as ``[n, parts, R, M, d]``."""
@@ -213,7 +214,7 @@ class Tiling:
         logits = soft_cap(ops.cast(ops.matmul(q, ops.swapaxes(k, -1, -2)), "float32"), self.logit_cap)
         if allowed is None:
             return logits
-        return self._masked(logits, allowed[:, :, None], self.shared, self.rows.size, self.columns.size)
+        return self._filled(logits, allowed[:, :, None], MASKED, self.shared, self.rows.size, self.columns.size)
 
     def turned_logits(self, q: KerasTensor, k: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
         """``float32[R, K, M]``: turned, no large matrix of the gradient is read across its rows."""
@@ -221,16 +222,23 @@ class Tiling:
         if allowed is None:
             return logits
         turned = ops.swapaxes(allowed, -1, -2)[:, :, :, None]
-        return self._masked(logits, turned, self.columns.size, self.shared, self.rows.size)
+        return self._filled(logits, turned, MASKED, self.columns.size, self.shared, self.rows.size)
+
+    def without_empty(self, output: KerasTensor, allowed: KerasTensor | None) -> KerasTensor:
+        """What queries read, ``float[R, M, d]``: zeros for those that the mask of all keys allows none."""
+        if allowed is None or not self.masked:
+            return output
+        some = ops.any(allowed, axis=-1, keepdims=True)[:, :, None]
+        return self._filled(output, some, 0, self.shared, self.rows.size, output.shape[-1])
 
     def slope(self, logits: KerasTensor) -> KerasTensor:
         """The derivative of the cap, ``1 - tanh²``, from what the cap gave; at masked logits, which have no weight, 0."""
         return 1.0 - ops.square(ops.clip(logits / self.logit_cap, -1.0, 1.0))
 
-    def _masked(self, logits: KerasTensor, allowed: KerasTensor, *sizes: Any) -> KerasTensor:
+    def _filled(self, x: KerasTensor, kept: KerasTensor, value: float, *sizes: Any) -> KerasTensor:
         examples = (-1, self.key_heads) if self.heads is None else (1, self.heads)
-        masked = ops.where(allowed, ops.reshape(logits, (*examples, *sizes)), MASKED)
-        return ops.reshape(masked, ops.shape(logits))
+        filled = ops.where(kept, ops.reshape(x, (*examples, *sizes)), ops.cast(value, x.dtype))
+        return ops.reshape(filled, ops.shape(x))
 
 
 def _of_example(mask: AttentionMask, index: KerasTensor) -> AttentionMask:
