@@ -114,16 +114,17 @@ def attention_step(kernel: str, dim: int, num_heads: int, *, backward: bool = Tr
     if kernel == "keras":
         layer = keras.layers.MultiHeadAttention(num_heads, dim // num_heads)
         layer.build((None, None, dim), (None, None, dim))
+        attend = lambda tokens: layer(tokens, tokens, training=backward)  # noqa: E731
     else:
         layer = Attention(num_heads=num_heads, kernel=kernel)
         layer.build((None, None, dim))
+        attend = lambda tokens: layer(tokens, training=backward)  # noqa: E731
 
     @tf.function(autograph=False)
     def step(tokens: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(tokens)
-            output = layer(*[tokens] * (2 if kernel == "keras" else 1), training=backward)
-            loss = tf.reduce_sum(tf.square(output))
+            loss = tf.reduce_sum(tf.square(attend(tokens)))
         return [loss, *tape.gradient(loss, [tokens, *(x.value for x in layer.trainable_weights)])] if backward else [loss]
 
     return step

@@ -74,7 +74,7 @@ def measure(family: str, folder: Path, peer: Peer, tokens: int, options: argpars
     images = keras.ops.convert_to_tensor(np.load(folder / "images.npy"))
     # open_clip counts the start token, and ends its last token itself; BLIP's are new ones.
     length = {"max_tokens": tokens - 2 if family == "coca" else tokens, "min_tokens": tokens - 2 if family == "coca" else tokens}
-    writers = {name: writer(family, folder, name, images, length["max_tokens"]) for name in options.contestants}
+    writers = {name: writer(family, folder, name, images, length["max_tokens"], options.threads) for name in options.contestants}
     for method, how in METHODS[family].items():
         if options.methods and method not in options.methods:
             continue
@@ -112,11 +112,11 @@ def equal_words(family: str, ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"{int((ours[:, :size] == theirs[:, :size]).sum())} of {ours[:, :size].size}"
 
 
-def writer(family: str, folder: Path, name: str, images: Any, max_tokens: int) -> Callable[..., np.ndarray]:
+def writer(family: str, folder: Path, name: str, images: Any, max_tokens: int, threads: int | None) -> Callable[..., np.ndarray]:
     """What makes token ids of pictures and options."""
     if name == "onnx":
         # Done with the model when it is converted: its weights are the graph's.
-        return OnnxCaptions(converted(family, folder, "float32"), tuple(images.shape[1:]), max_tokens)
+        return OnnxCaptions(converted(family, folder, "float32"), tuple(images.shape[1:]), max_tokens, threads)
     model = converted(family, folder, name)
     return lambda images, **options: np.asarray(model.caption(images, **options).token_ids)
 

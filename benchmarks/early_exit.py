@@ -100,12 +100,16 @@ def agreement(model: Any, images: np.ndarray, texts: np.ndarray, exit_layer: int
 
 def weights_read(model: Any, layers: int) -> int:
     """Numbers that a token's step reads with so many layers of the fusion, an image's keys and values being there already."""
-    text, vocabulary = model.text_encoder, model.text_encoder.vocabulary_size * model.text_encoder.dim
-    positions_and_words = sum(
-        weight.shape.num_elements() for weight in text.weights if "embedding" in weight.path or "position" in weight.path
-    )
-    fusion = sum(block.count_params() for block in model.fusion.blocks[:layers])
-    return text.count_params() - positions_and_words + fusion + vocabulary
+    text, fusion, head = model.text_encoder, model.fusion, model.head("captioning")
+    # One row of the positions, and, unless it is the output layer too, of the words.
+    tables = [weight for weight in text.token_embedding.weights if weight.name == "position_embedding"]
+    if head.vocabulary_size is not None:
+        tables.append(text.token_embedding.embedding)
+    looked_up = sum(table.shape.num_elements() - table.shape[-1] for table in tables)
+    blocks = fusion.blocks[:layers]
+    of_image = [layer for block in blocks for layer in (block.cross.key_projection, block.cross.value_projection)]
+    unused = sum(layer.count_params() for layer in (*of_image, *fusion.blocks[layers:]))
+    return text.count_params() - looked_up + fusion.count_params() - unused + head.count_params()
 
 
 def gain(share: float, cost: float, tokens: int) -> float:

@@ -41,7 +41,11 @@ class NumericFunction(NamedTuple):
         return cls(call, function, specs, {name: tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in answer.items()})
 
     def of_weights(self, variables: Mapping[str, keras.Variable]) -> Any:
-        """A concrete function that has these variables as inputs too, by their names here, and holds none of them."""
+        """A concrete function that has these variables as inputs too, by their names here, and holds no weight.
+
+        Raises:
+            ValueError: If it needs a variable that is not among them.
+        """
 
         def call(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             mapping = [(variable, given.pop(name)) for name, variable in variables.items()]
@@ -49,7 +53,11 @@ class NumericFunction(NamedTuple):
                 return self.call(**given)
 
         weights = {name: tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in variables.items()}
-        return _concrete(call, self.inputs | weights)
+        function = _concrete(call, self.inputs | weights)
+        others = sorted(variable.name for variable in function.variables)
+        if others:
+            raise ValueError(f"the function needs variables that it was not given: {', '.join(others)}")
+        return function
 
 
 def numeric_functions(

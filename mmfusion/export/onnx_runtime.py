@@ -17,20 +17,23 @@ class ONNXRuntime:
     Args:
         folder: The export's folder.
         functions: Names of the functions.
+        threads: Threads of one operator. Default: one a core.
 
     Raises:
         ExportError: If onnxruntime is not installed, or a file is missing or broken.
     """
 
-    def __init__(self, folder: Path, functions: Iterable[str]) -> None:
+    def __init__(self, folder: Path, functions: Iterable[str], *, threads: int | None = None) -> None:
         runtime = imported("onnxruntime", "onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         self._sessions = {}
         for name in functions:
             path = folder / f"{name}.onnx"
             if not path.is_file():
                 raise ExportError("broken export", where=folder, expected=path.name, found="a folder without it")
             try:
-                session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+                session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's errors have no base of their own
                 raise ExportError("broken export", where=path, found=str(error).splitlines()[0][:200]) from error
             self._sessions[name] = session

@@ -17,6 +17,7 @@ from mmfusion.export.numeric_functions import NumericFunction, carried_state, nu
 from mmfusion.export.onnx_models import onnx_model
 from mmfusion.export.portable_model import portable_model
 from mmfusion.export.saved_model import described, model_card
+from mmfusion.models.captioning import special_tokens
 from mmfusion.training import LoadedRun
 
 FORMATS = ("litert", "litert-int8", "onnx")
@@ -63,8 +64,11 @@ def export_portable(
     functions = numeric_functions(model, run.transform.shape, max_tokens=decoding.max_tokens, batch_size=batch_size)
     description = _description(run, kind, functions, batch_size)
     if kind == "onnx":
-        models = {name: onnx_model(name, function, run.model.variables) for name, function in functions.items()}
-        files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
+        # One at a time: each holds the weights it needs.
+        files = {
+            f"{name}.onnx": onnx_model(name, function, model.variables).SerializeToString()
+            for name, function in functions.items()
+        }
     else:
         files = {MODEL: litert_model(functions, model.variables, int8=kind == "litert-int8")}
     with written_at_once(output) as partial:
@@ -97,9 +101,7 @@ def _description(run: LoadedRun, kind: str, functions: dict[str, NumericFunction
             "options": {name: value for name, value in decoding.options().items() if name not in ("max_tokens", "min_tokens")},
             "max_tokens": decoding.max_tokens or run.model.text_encoder.max_length - 1,
             "min_tokens": decoding.min_tokens,
-            "start_id": head.start_id,
-            "end_id": head.end_id,
-            "pad_id": head.pad_id,
+            **special_tokens(run.model),
             "forbidden_ids": [head.start_id, *head.forbidden_ids],
         },
         # What the next step is given: this step's output of that name, or, where there is none, what this step was given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import tensorflow as tf
 
 from mmfusion.config import load_recipe
 from mmfusion.data import Transform
-from mmfusion.decoding import TokenRules, compiled
-from mmfusion.export.portable_step import LOGITS, STEP, PortableStep
+from mmfusion.export.portable_captions import PortableCaptions
+from mmfusion.export.portable_step import LOGITS, STEP
 from mmfusion.export.runtime import Runtime, open_runtime
-from mmfusion.models.captioning import METHODS, best_caption, filled_up, power_of_two
+from mmfusion.models.captioning import best_caption
 from mmfusion.text import WordPieceTokenizer
 
 Signatures = dict[str, Callable[..., dict[str, tf.Tensor]]]
@@ -50,7 +51,6 @@ class _Signatures:
         self.description = description
         self.tokenizer = tokenizer
         self.transform = transform
-        self.write: Callable[..., Any] | None = None
 
     def by_name(self) -> Signatures:
         known = self.description["functions"]
@@ -79,39 +79,17 @@ class _Signatures:
         return self._run("match", self._pictures(image_bytes) | self._words(text))
 
     def caption(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        state = self._run("caption_start", self._pictures(image_bytes))
-        rows = _rows(state)
-        if self.write is None:
-            self.write = compiled(self._writing(self._vocabulary_size(state)))
-        # Few sizes of batch, since each is a graph.
-        output = self.write(filled_up(state, rows, power_of_two(rows)))
-        output = type(output)(*(part[:rows] for part in output))
         options = self.description["decoding"]["options"]
         penalty = options.get("length_penalty", 1.0) if options["method"] == "beam" else 1.0
-        token_ids, score = best_caption(output, penalty)
+        token_ids, score = best_caption(self.captions(self._pictures(image_bytes)), penalty)
         return {"caption": self.tokenizer.detokenize(token_ids), "score": score}
 
-    def _writing(self, vocabulary_size: int) -> Callable[[dict[str, tf.Tensor]], Any]:
-        """From the first state to what decoding gives."""
-        said = self.description["decoding"]
-        options = dict(said["options"])
-        method, rules = options.pop("method"), {name: said[name] for name in ("min_tokens", "forbidden_ids")}
-        rules |= {name: options.pop(name) for name in TokenRules._fields if name in options}
-        step = PortableStep(self.runtime, self.description["state"], vocabulary_size)
-        return lambda state: METHODS[method](
-            step,
-            state,
-            batch_size=_rows(state),
-            rules=TokenRules(**rules),
-            **{name: said[name] for name in ("start_id", "end_id", "pad_id", "max_tokens")},
-            **options,
-        )
-
-    def _vocabulary_size(self, state: dict[str, tf.Tensor]) -> int:
-        # By asking about a first token: descriptions of exports do not say it.
-        tokens = np.full(_rows(state), self.description["decoding"]["start_id"], "int32")
-        answer = self.runtime.run(STEP, {"token_ids": tokens, **{name: value.numpy() for name, value in state.items()}})
-        return int(answer[LOGITS].shape[-1])
+    @cached_property
+    def captions(self) -> PortableCaptions:
+        said = self.description
+        # "float32[None, V]".
+        vocabulary_size = int(said["functions"][STEP]["outputs"][LOGITS].rstrip("]").rpartition(", ")[2])
+        return PortableCaptions(self.runtime, said["decoding"], said["state"], vocabulary_size, said["batch_size"])
 
     def _run(self, function: str, inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {name: tf.constant(value) for name, value in self.runtime.run(function, inputs).items()}
@@ -122,11 +100,6 @@ class _Signatures:
 
     def _pictures(self, image_bytes: tf.Tensor) -> dict[str, np.ndarray]:
         return pictures_read(self.transform, list(image_bytes))
-
-
-def _rows(state: dict[str, tf.Tensor]) -> int:
-    """The batch of a state, whose tensors have it first, or are scalars."""
-    return next(int(value.shape[0]) for value in state.values() if len(value.shape))
 
 
 def pictures_read(transform: Transform, contents: list[Any]) -> dict[str, np.ndarray]:

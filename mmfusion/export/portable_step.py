@@ -23,19 +23,27 @@ class PortableStep:
         carried: Names of the state's tensors, each with the name of the output that follows it, or None for what stays as it is,
             which is handed back untouched, so that no decoder moves it.
         vocabulary_size: V.
+
+    Attributes:
+        error: What the runtime last failed with, which a graph does not hand on.
     """
 
     def __init__(self, runtime: Runtime, carried: Mapping[str, str | None], vocabulary_size: int) -> None:
         self._runtime = runtime
         self._carried = {name: after for name, after in carried.items() if after}
         self._vocabulary_size = vocabulary_size
+        self.error: Exception | None = None
 
     def __call__(self, token_ids: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Scores the next tokens."""
         names = list(state)
 
         def run(tokens: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-            answer = self._runtime.run(STEP, {"token_ids": tokens, **dict(zip(names, arrays, strict=True))})
+            try:
+                answer = self._runtime.run(STEP, {"token_ids": tokens, **dict(zip(names, arrays, strict=True))})
+            except Exception as error:  # each runtime has its own
+                self.error = error
+                raise
             return [answer[LOGITS], *(answer[after] for after in self._carried.values())]
 
         kinds = [tf.float32, *(state[name].dtype for name in self._carried)]

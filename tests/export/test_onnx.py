@@ -71,6 +71,8 @@ def test_its_description_names_the_tensors_of_the_files(onnx_export):
 
 
 def test_qformer_of_bfloat16_is_computed_in_float32(exports):
+    import onnx
+
     fusion = {"style": "qformer", "depth": 2, "num_heads": 2, "num_queries": 4}
     train = {"monitor": "val_loss", "precision": "bfloat16"}
     run = load_run(untrained_run(exports / "qformer", "captioning", fusion=fusion, train=train))
@@ -79,6 +81,10 @@ def test_qformer_of_bfloat16_is_computed_in_float32(exports):
     assert load(export).signatures == ("caption",)
     rows = verify_export(export, run)
     assert outputs(rows) == {"caption_step/logits", "caption/token_ids", "caption/score"} and all(row.passed for row in rows)
+    # The weights came after the conversion, each matrix as it is in the model that was converted.
+    graph = onnx.load(str(export / "caption_step.onnx")).graph
+    whole = [weight for weight in graph.initializer if weight.name.startswith("weight_")]
+    assert len(whole) > 20 and max(np.prod(w.dims) for w in graph.initializer if w not in whole) < 16 * 16
 
 
 @pytest.mark.parametrize("start", [-1, 0, 2, 9])
@@ -124,6 +130,13 @@ def test_weights_are_of_the_model_and_no_input():
     assert [put.name for put in model.graph.input] == ["x"] and model.ByteSize() < 2000
     session, x = onnxruntime.InferenceSession(model.SerializeToString()), np.array([[1.0, -2.0]], "float32")
     np.testing.assert_allclose(session.run(["y"], {"x": x})[0], np.asarray(dense(x)), atol=1e-6)
+
+
+def test_a_weight_that_is_not_given_is_told():
+    variable = keras.Variable(np.ones(2, "float32"), name="stray")
+    function = NumericFunction.traced(lambda x: {"y": x * variable}, {"x": tf.TensorSpec([2], tf.float32)})
+    with pytest.raises(ExportError, match=r"cannot convert the model \[product\].*not given: stray"):
+        onnx_model("product", function, [])
 
 
 def test_what_onnx_lacks_is_refused_by_name():

@@ -15,7 +15,7 @@ from keras import ops
 from layer_reference import built, padding, stream, to_numpy
 
 from mmfusion.layers import Attention
-from mmfusion.layers.kernels import attention_weights, chunked_attention, exact_attention, repeated
+from mmfusion.layers.kernels import attention_weights, chunked_attention, exact, exact_attention, repeated
 from mmfusion.layers.kernels.fused import fused_attention
 from mmfusion.layers.kernels.tiled import tiled_attention
 from mmfusion.layers.kernels.tiling import Split, Tile
@@ -88,6 +88,33 @@ def test_exact_equals_the_formula_where_scores_are_many():
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     for one, two in zip(results[0][1], results[1][1], strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", ["none", "keys", "all", "nothing"])
+@pytest.mark.parametrize("kept", [0, 10**9], ids=["computed again", "kept"])
+def test_exact_in_training_equals_the_formula_on_both_sides_of_its_limits(mask, kept, monkeypatch):
+    tiled = []
+    monkeypatch.setattr(exact, "FEW", 0)
+    monkeypatch.setattr(exact, "KEPT", kept)
+    monkeypatch.setattr(exact, "tiled_attention", lambda *x: tiled.append(x) or tiled_attention(*x))
+    ours = value_and_gradient(lambda q, k, v: exact_attention(q, k, v, MASKS[mask], training=True))
+    theirs = value_and_gradient(lambda q, k, v: formula(q, k, v, MASKS[mask]))
+    assert bool(tiled) == (BACKEND == "tensorflow" and not kept)
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "scores", "training", "few"), [
+    (4, 2**18, False, True),
+    (1, 2**18 + 1, False, False),
+    (4, 2**24, True, True),
+    (4, 2**24 + 1, True, False),
+    (None, 2**19, True, True),
+    (None, 2**19 + 1, True, False),
+    (2**12, 2**18, True, True),  # as few as are never cut
+])  # fmt: skip
+def test_what_is_kept_in_training_is_bounded(batch_size, scores, training, few):
+    assert exact._is_few(batch_size, scores, training) == few
 
 
 @pytest.mark.parametrize("mask", [*(x for x in MASKS if x != "causal"), "square"])
@@ -237,6 +264,25 @@ def test_memory_of_chunked_is_linear():
     assert limit < length**2
     largest = sizes(function)[0]
     assert largest[0] <= limit, largest
+
+
+@tensorflow_only
+def test_memory_of_all_keys_at_once_is_that_of_chunks():
+    import tensorflow as tf
+
+    length, chunk, heads = 2048, 512, 2
+
+    @tf.function
+    def step(*arrays):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            output = chunked_attention(*arrays, None, chunk)
+        return output, tape.gradient(output, arrays)
+
+    function = step.get_concrete_function(*[tf.TensorSpec((3, heads, length, 8))] * 3)
+    largest = sizes(function)[0]
+    # As many logits of each head as a chunk squared, of all keys: more would be length², or of all three examples.
+    assert largest[0] == heads * chunk**2 < length**2, largest
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
