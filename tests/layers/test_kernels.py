@@ -104,6 +104,24 @@ def test_exact_in_training_equals_the_formula_on_both_sides_of_its_limits(mask, 
         np.testing.assert_allclose(one, two, atol=3e-6)
 
 
+@tensorflow_only
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 3e-2)])
+def test_weights_are_kept_of_shared_keys_too(dtype, tolerance, monkeypatch):
+    arrays = [ops.cast(stream(B, heads, n, WIDTH, seed=seed), dtype) for seed, (heads, n) in enumerate(((4, T), (2, S), (2, S)))]
+    kept = []
+    formula_of_it = exact._weights_kept
+    monkeypatch.setattr(exact, "FEW", 0)
+    monkeypatch.setattr(exact, "_weights_kept", lambda *x: kept.append(x) or formula_of_it(*x))
+    results = []
+    for kernel in (lambda *x: exact_attention(*x, MASKS["all"], training=True), lambda *x: formula(*x, MASKS["all"])):
+        square = lambda *x, kernel=kernel: ops.sum(ops.cast(kernel(*x), "float32") ** 2)  # noqa: E731
+        results.append(value_and_gradients(square, arrays))
+    assert kept
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=tolerance)
+    for one, two in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(np.asarray(one, "float32"), np.asarray(two, "float32"), atol=10 * tolerance)
+
+
 @pytest.mark.parametrize(("batch_size", "scores", "training", "few"), [
     (4, 2**18, False, True),
     (1, 2**18 + 1, False, False),

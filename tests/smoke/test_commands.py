@@ -56,10 +56,18 @@ def test_other_number_formats(trained, export_folder, pictures, mmfusion, tmp_pa
     assert "computed in int8, to which the model was brought after its training" in told["meta"]["notes"]
     answer = mmfusion("caption", trained.folder, pictures.good["plain"], "--precision", "bfloat16")
     assert answer.status == 0 and answer.out.startswith(f"{pictures.good['plain']}: ")
+    for found in ("search", "red square", pictures.folder), ("locate", pictures.good["plain"], "red square"):
+        answer = mmfusion(found[0], trained.folder, *found[1:], "--precision", "bfloat16")
+        assert answer.status == 0 and answer.out
+    picture, chosen = pictures.good["plain"], "number format was chosen when it was made"
     for refused, words in (
-        (("caption", export_folder, pictures.good["plain"], "--precision", "int8"), "number format was chosen when it was made"),
+        (("caption", export_folder, picture, "--precision", "int8"), chosen),
+        (("search", export_folder, "red square", pictures.folder, "--precision", "int8"), chosen),
+        (("locate", export_folder, picture, "red square", "--precision", "int8"), chosen),
+        (("translate", export_folder, picture, "red square", "--to", "de", "--precision", "int8"), chosen),
+        (("serve", export_folder, "--precision", "int8"), chosen),
         (("export", trained.folder, "--format", "onnx", "--precision", "int8"), "of LiteRT and ONNX are those of their files"),
-        (("caption", trained.folder, pictures.good["plain"], "--precision", "int4"), "'int4' is not one of"),
+        (("caption", trained.folder, picture, "--precision", "int4"), "'int4' is not one of"),
     ):
         answer = mmfusion(*refused)
         assert answer.status == 2 and len(answer.error_lines) == 1 and words in answer.err
