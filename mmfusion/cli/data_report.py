@@ -7,6 +7,9 @@ from pathlib import Path
 
 import typer
 
+# Bad rows that are printed; a report as JSON has all.
+MOST_ROWS = 20
+
 
 def source_settings(source: str) -> dict[str, str]:
     """The recipe's ``data`` section that a word on the command line stands for.
@@ -69,3 +72,7 @@ def report(source: str, overrides: list[str], *, as_json: bool, output: Path | N
         typer.echo(content)
     else:
         whole_lines().print(result.table())
+        for row in result.bad_rows[:MOST_ROWS]:
+            typer.echo(f"left out: {row.name}: {row.reason}")
+        if len(result.bad_rows) > MOST_ROWS:
+            typer.echo(f"and {len(result.bad_rows) - MOST_ROWS:,} more, which --json lists")

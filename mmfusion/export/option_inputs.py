@@ -63,10 +63,31 @@ def option_inputs(
             f"{name} does not take that", where=where, expected=", ".join(taken), found=", ".join(unknown), fix="ask the run"
         )
     given = {key: _cast(key, options.get(key, value), value.dtype, (), where) for key, value in numbers.items()}
-    # One number stands for a seed of each.
+    return name, given, seeds_of(seeds, count, where)
+
+
+def seeds_of(seeds: Any, count: int, where: str) -> np.ndarray:
+    """A seed of each example: those given, or one number and those that follow it.
+
+    Args:
+        seeds: ``int[count]`` or one number.
+        count: How many examples.
+        where: For errors.
+
+    Returns:
+        ``int32[count]``.
+
+    Raises:
+        ExportError: If they are not so many, or no integers.
+
+    Example:
+        >>> from mmfusion.export.option_inputs import seeds_of
+        >>> seeds_of(7, 3, "a model").tolist()
+        [7, 8, 9]
+    """
     if not np.ndim(seeds):
         seeds = _cast("seeds", seeds, np.dtype("int32"), (), where) + np.arange(count, dtype="int32")
-    return name, given, _cast("seeds", seeds, np.dtype("int32"), (count,), where)
+    return _cast("seeds", seeds, np.dtype("int32"), (count,), where)
 
 
 def _cast(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:

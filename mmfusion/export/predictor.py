@@ -17,7 +17,7 @@ from mmfusion.explain import Localisation
 from mmfusion.export.answers import Attention, Caption
 from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
-from mmfusion.export.option_inputs import option_inputs
+from mmfusion.export.option_inputs import option_inputs, seeds_of
 from mmfusion.export.run_captions import captions_of_run, stream_of_run
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Predictor:
         """Writes captions of each picture as the options say, best first.
 
         A run takes all options. An export with ``caption_sample`` and ``caption_beam`` takes theirs, and as many captions as it
-        was made for; another export writes as its recipe said. Where one seed stands for all, the two draw differently.
+        was made for; any other takes none. Sampling takes ``seeds``, one for each picture, or one number, which stands for it and
+        those that follow.
 
         Args:
             images: The pictures.
@@ -106,10 +107,14 @@ class Predictor:
         """
         if self._caption_options is not None:
             return self._captions_by_signature(_pictures(images), options)
-        run = self._whole("captions that are not as the recipe said")
+        run, pictures = self._whole("captions that are not as the recipe said"), _pictures(images)
+        inputs: dict[str, Sequence[Any]] = {"images": pictures}
+        if options.get("method") == "sample":
+            inputs["seeds"] = seeds_of(options.pop("seeds", 0), len(pictures), self.name).tolist()
         found: list[list[Caption]] = []
-        for batch in self._batches({"images": _pictures(images)}, len(_pictures(images))):
-            found += captions_of_run(run, self._contents(batch["images"]), options)
+        for batch in self._batches(inputs, len(pictures)):
+            own = {"seeds": batch["seeds"]} if "seeds" in batch else {}
+            found += captions_of_run(run, self._contents(batch["images"]), options | own)
         return found
 
     def _captions_by_signature(self, images: list[Any], options: dict[str, Any]) -> list[list[Caption]]:

@@ -20,7 +20,7 @@ from mmfusion.export.fingerprint import fingerprint
 from mmfusion.export.folder import DESCRIPTION
 from mmfusion.export.portable import SCRIPT
 from mmfusion.export.portable_verify import verify_portable
-from mmfusion.export.predictor import read_image
+from mmfusion.export.predictor import check_image, read_image
 from mmfusion.export.serving_function import as_tf_function
 from mmfusion.export.serving_functions import serving_functions, takes_several
 from mmfusion.training import LoadedRun
@@ -63,6 +63,7 @@ def verify_export(
     Raises:
         ExportError: If the folder is no export, or one of other weights or in another number format than the run has; or the
             process fails or imports more than it should.
+        DataError: If a picture cannot be read.
     """
     export = Path(export)
     description = _description_of(export)
@@ -70,6 +71,8 @@ def verify_export(
     _check_weights(export, run, description)
     several = takes_several(run.model)
     contents: list[Any] = [read_image(image) for image in images] if images else _examples(run)
+    for image, content in zip(images or (), contents, strict=bool(images)):
+        check_image(image, content)
     if several and images:
         contents = [[content] for content in contents]
     texts = list(texts or [])

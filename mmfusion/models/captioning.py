@@ -227,7 +227,8 @@ def checked_options(model: ImageTextModel, method: str | None, options: dict[str
             options.pop("beam_size", None)
     if method not in METHODS:
         raise ConfigError("unknown method of decoding", where="method", expected=" or ".join(METHODS), found=repr(method))
-    own = [name for name in inspect.signature(METHODS[method]).parameters if name not in {"step", "state", *_GIVEN}]
+    parameters = inspect.signature(METHODS[method]).parameters
+    own = [name for name in parameters if name not in {"step", "state", *_GIVEN}]
     unknown = [name for name in options if name not in {*own, *TokenRules._fields}]
     if unknown:
         raise ConfigError(
@@ -236,6 +237,9 @@ def checked_options(model: ImageTextModel, method: str | None, options: dict[str
             expected=", ".join([*own, *TokenRules._fields]),
             found=", ".join(unknown),
         )
+    needed = [name for name in own if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if needed:
+        raise ConfigError(f"{method} decoding needs an option that is not there", where="caption", expected=", ".join(needed))
     rules = TokenRules(**{name: options.pop(name) for name in TokenRules._fields if name in options})
     return method, rules._replace(forbidden_ids=(head.start_id, *head.forbidden_ids, *rules.forbidden_ids)), options
 

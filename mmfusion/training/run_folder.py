@@ -106,6 +106,11 @@ class RunFolder:
                 found="no such folder" if not self.path.exists() else "no recipe.yaml",
                 fix="name the folder that was given as --run",
             )
+        if not self.best_model.is_file() and (self.path / "mmfusion.json").is_file():
+            raise CheckpointError(
+                "an export is no run", where=self.path, expected="the run folder that it was made from", found="mmfusion.json",
+                fix="name the folder that was given as --run",
+            )  # fmt: skip
         if not self.best_model.is_file():
             raise CheckpointError(
                 "this run has no model yet",

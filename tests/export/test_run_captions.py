@@ -34,6 +34,26 @@ def test_several_captions_of_each_picture(predictor):
     assert found == predictor.captions(PICTURES, method="sample", num_samples=4, seeds=3, temperature=2.0)
 
 
+def test_seeds_are_the_pictures_own_whatever_the_batches(folder):
+    whole, parts = load(folder, batch_size=8), load(folder, batch_size=2)
+
+    def texts(predictor, pictures, seeds):
+        found = predictor.captions(pictures, method="sample", temperature=2.0, seeds=seeds)
+        return [caption.text for captions in found for caption in captions]
+
+    expected = texts(whole, PICTURES, [5, 6, 7])
+    assert texts(whole, PICTURES, 5) == texts(parts, PICTURES, 5) == texts(parts, PICTURES, [5, 6, 7]) == expected
+    # One number is no reason to draw for the third picture what the first got.
+    assert len(set(texts(parts, PICTURES[:1] * 6, 0))) > 2
+    with pytest.raises(ExportError, match=r"seeds\]: expected int32\[3\], found \[1, 2\]"):
+        texts(parts, PICTURES, [1, 2])
+
+
+def test_beams_without_a_number_are_told(predictor):
+    with pytest.raises(ConfigError, match=r"beam decoding needs an option that is not there \[caption\]: expected beam_size"):
+        predictor.captions(PICTURES, method="beam")
+
+
 def test_without_options_it_is_what_the_recipe_says(predictor):
     recipe = load_run(predictor.name).recipe.decoding
     found = predictor.captions(PICTURES, **recipe.options())

@@ -135,6 +135,15 @@ def test_verify_runs_the_export_in_a_fresh_process(trained, export_folder):
     assert answer.err == ""
 
 
+def test_verify_of_what_is_no_picture_and_of_an_export_as_the_run(trained, export_folder, mmfusion, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    answer = mmfusion("verify", export_folder, tmp_path / "text.jpg", "--run", trained.folder)
+    assert answer.status == 2 and "not a readable image" in answer.error_lines[0] and "text.jpg" in answer.error_lines[0]
+    for asked in ("verify", export_folder, "--run", export_folder), ("evaluate", export_folder), ("export", export_folder):
+        answer = mmfusion(*asked)
+        assert answer.status == 2 and len(answer.error_lines) == 1 and "an export is no run" in answer.err
+
+
 def test_config_show_and_check(mmfusion):
     shown = mmfusion("config", "show", QUICKSTART, "train.epochs=3", "--quick")
     assert shown.status == 0 and "epochs: 3" in shown.out and "limit: 512" in shown.out
@@ -158,6 +167,16 @@ def test_config_check_takes_the_changes_that_train_takes(mmfusion):
     assert all("fusion.kernel]: expected exact or chunked or linear with style merged" in line for line in refused.error_lines)
     nameless = mmfusion("config", "check", "fusion.style=gated")
     assert nameless.status == 2 and "no recipe is named" in nameless.err
+
+
+def test_data_check_names_each_bad_row(pictures, mmfusion, tmp_path):
+    picture = pictures.good["plain"]
+    for number in range(25):
+        (tmp_path / f"{number}{picture.suffix}").write_bytes(picture.read_bytes())
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("a picture\n")
+    answer = mmfusion("data", "check", tmp_path)
+    assert answer.status == 0 and answer.out.count("left out: ") == 20 and "and 2 more, which --json lists" in answer.out
 
 
 def test_data_check_builtin(mmfusion, tmp_path):
