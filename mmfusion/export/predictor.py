@@ -107,7 +107,7 @@ class Predictor:
         """
         if self._caption_options is not None:
             return self._captions_by_signature(_pictures(images), options)
-        run, pictures = self._whole("captions that are not as the recipe said"), _pictures(images)
+        run, pictures = self._whole("captions with options; one made with --with-options does"), _pictures(images)
         inputs: dict[str, Sequence[Any]] = {"images": pictures}
         if options.get("method") == "sample":
             inputs["seeds"] = seeds_of(options.pop("seeds", 0), len(pictures), self.name).tolist()
@@ -145,7 +145,7 @@ class Predictor:
 
     def _whole(self, what: str) -> LoadedRun:
         if self._run is None:
-            raise ExportError(f"an export does not give {what}", where=self.name, expected="a run folder", fix="ask the run")
+            raise ExportError(f"this export does not give {what}", where=self.name, expected="a run folder", fix="ask the run")
         return self._run
 
     def _contents(self, images: Sequence[Images]) -> list[list[bytes]]:
@@ -212,7 +212,7 @@ class Predictor:
     ) -> dict[str, np.ndarray]:
         if signature not in self.functions:
             raise ExportError(
-                f"cannot {signature.replace('_', ' ')}: the model has no such head",
+                f"cannot {signature.replace('_', ' ')}: {'the model' if self._run else 'the export'} has no such function",
                 where=self.name,
                 expected=signature,
                 found=", ".join(self.signatures),

@@ -94,7 +94,7 @@ def test_says_what_is_wrong(predictor, folder, tmp_path):
     with pytest.raises(DataError, match="not a readable image"):
         predictor.captions([PICTURES[0], b"no picture"])
     export = load(export_model(load_run(folder), tmp_path / "export"))
-    with pytest.raises(ExportError, match="an export does not give captions.*ask the run"):
+    with pytest.raises(ExportError, match="this export does not give captions with options.*--with-options.*ask the run"):
         export.captions(PICTURES, method="greedy")
     with pytest.raises(ExportError, match="ask the run"):
         export.stream_caption(PICTURES[0])
