@@ -22,8 +22,8 @@ def caption(
         typer.Option(
             "--set",
             metavar="OPTION=VALUE",
-            help="How to write, of a run: method=sample, num_samples=3, beam_size=5, prefix='a red', forbidden=[man], ...; of an "
-            "export made --with-options what its captions take.",
+            help="How to write, where not as its recipe says, of a run: method=sample, num_samples=3, beam_size=5, "
+            "prefix='a red', forbidden=[man], ...; of an export made --with-options what its captions take.",
             show_default=False,
         ),
     ] = None,
@@ -37,22 +37,28 @@ def caption(
     from mmfusion.config.overrides import apply_overrides
     from mmfusion.errors import DataError
     from mmfusion.export import load
+    from mmfusion.export.option_inputs import seeds_of
     from mmfusion.retrieval import list_images
 
     asked = apply_overrides({}, options or [])
     predictor = load(model, precision=word_of(precision))
     paths = [path for image in images for path in (list_images(image) if image.is_dir() else [image])]
+    seeds = None if "seeds" not in asked else seeds_of(asked.pop("seeds"), len(paths), "--set seeds").tolist()
     failed = 0
     for start in range(0, len(paths), 1 if stream else predictor.batch_size):
         batch = paths[start : start + (1 if stream else predictor.batch_size)]
+        own = asked if seeds is None else {**asked, "seeds": seeds[start : start + len(batch)]}
         with native_notes_hidden():
             if stream:
-                answers = [_streamed(predictor, batch[0], asked)]
+                answers = [_streamed(predictor, batch[0], own)]
             else:
                 try:
-                    answers = list(zip(batch, _captions(predictor, batch, asked), [None] * len(batch), strict=True))
+                    answers = list(zip(batch, _captions(predictor, batch, own), [None] * len(batch), strict=True))
                 except DataError:
-                    answers = [_one(predictor, path, asked) for path in batch]
+                    answers = [
+                        _one(predictor, path, own if seeds is None else {**asked, "seeds": [seeds[start + number]]})
+                        for number, path in enumerate(batch)
+                    ]
         for path, captions, error in answers:
             if error is not None:
                 failed += 1

@@ -18,7 +18,7 @@ from mmfusion.export.answers import Attention, Caption
 from mmfusion.export.arguments import checked_text, listed, shown, texts_listed
 from mmfusion.export.locating import locate_by_signatures, locate_in_run
 from mmfusion.export.option_inputs import option_inputs, seeds_of
-from mmfusion.export.run_captions import captions_of_run, stream_of_run
+from mmfusion.export.run_captions import captions_of_run, over_recipe, stream_of_run
 
 if TYPE_CHECKING:
     from mmfusion.training import LoadedRun
@@ -89,7 +89,7 @@ class Predictor:
         ]
 
     def captions(self, images: Sequence[Images], **options: Any) -> list[list[Caption]]:
-        """Writes captions of each picture as the options say, best first.
+        """Writes captions of each picture, best first, as the recipe says but for the options.
 
         A run takes all options. An export with ``caption_sample`` and ``caption_beam`` takes theirs, and as many captions as it
         was made for; any other takes none. Sampling takes ``seeds``, one for each picture, or one number, which stands for it and
@@ -109,7 +109,8 @@ class Predictor:
             return self._captions_by_signature(_pictures(images), options)
         run, pictures = self._whole("captions with options; one made with --with-options does"), _pictures(images)
         inputs: dict[str, Sequence[Any]] = {"images": pictures}
-        if options.get("method") == "sample":
+        options = over_recipe(run.recipe.decoding, options)
+        if options["method"] == "sample":
             inputs["seeds"] = seeds_of(options.pop("seeds", 0), len(pictures), self.name).tolist()
         found: list[list[Caption]] = []
         for batch in self._batches(inputs, len(pictures)):

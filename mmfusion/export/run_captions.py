@@ -14,6 +14,7 @@ from mmfusion.export.arguments import checked_text, listed
 from mmfusion.models import stream_captions
 
 if TYPE_CHECKING:
+    from mmfusion.config import DecodingConfig
     from mmfusion.text import WordPieceTokenizer
     from mmfusion.training import LoadedRun
 
@@ -57,9 +58,31 @@ def stream_of_run(run: LoadedRun, content: Sequence[bytes], options: dict[str, A
     _check(run)
     pixels, mask = _pixels(run, [content])
     written: list[int] = []
-    for tokens in stream_captions(run.model, pixels, mask, **_of_words(run.tokenizer, options, 1)):
+    said = run.recipe.decoding.options("greedy")
+    said.pop("method")
+    for tokens in stream_captions(run.model, pixels, mask, **_of_words(run.tokenizer, said | options, 1)):
         written.append(int(tokens[0]))
         yield run.tokenizer.detokenize([written]).numpy()[0].decode("utf-8", "replace")
+
+
+def over_recipe(recipe: DecodingConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """What a person asks for, laid over what the recipe says of that method.
+
+    Args:
+        recipe: How the run decodes.
+        options: What is asked for; with several beams the method is ``"beam"`` unless it is named.
+
+    Example:
+        >>> from mmfusion.config import DecodingConfig
+        >>> from mmfusion.export.run_captions import over_recipe
+        >>> recipe = DecodingConfig(method="beam", beam_size=3, temperature=0.5)
+        >>> over_recipe(recipe, {"max_tokens": 5})
+        {'method': 'beam', 'beam_size': 3, 'max_tokens': 5}
+        >>> over_recipe(recipe, {"method": "sample"})
+        {'method': 'sample', 'temperature': 0.5}
+    """
+    method = options.get("method") or ("beam" if options.get("beam_size", 1) > 1 else recipe.method)
+    return {**(recipe.options(method) if method in recipe.of_method else {}), **options}
 
 
 def _check(run: LoadedRun) -> None:

@@ -49,9 +49,10 @@ def test_seeds_are_the_pictures_own_whatever_the_batches(folder):
         texts(parts, PICTURES, [1, 2])
 
 
-def test_beams_without_a_number_are_told(predictor):
+def test_beams_without_a_number_are_told(folder):
+    model = load_run(folder).model
     with pytest.raises(ConfigError, match=r"beam decoding needs an option that is not there \[caption\]: expected beam_size"):
-        predictor.captions(PICTURES, method="beam")
+        model.caption(np.zeros((1, *model.image_encoder.image_size, 3), "float32"), method="beam")
 
 
 def test_without_options_it_is_what_the_recipe_says(predictor):
@@ -60,6 +61,16 @@ def test_without_options_it_is_what_the_recipe_says(predictor):
     for captions, caption in zip(found, predictor.caption(PICTURES), strict=True):
         assert captions[0].text == caption.text
         np.testing.assert_allclose(captions[0].score, caption.score, rtol=1e-5)
+
+
+def test_options_lie_over_what_the_recipe_says(folder, predictor):
+    recipe = load_run(folder).recipe.decoding
+    assert recipe.method == "beam" and recipe.beam_size == 2
+    shorter = predictor.captions(PICTURES, max_tokens=3)
+    assert shorter == predictor.captions(PICTURES, method="beam", beam_size=2, max_tokens=3)
+    assert [len(captions) for captions in shorter] == [2, 2, 2]
+    assert predictor.captions(PICTURES, beam_size=3) == predictor.captions(PICTURES, method="beam", beam_size=3)
+    assert {len(captions) for captions in predictor.captions(PICTURES, method="greedy")} == {1}
 
 
 def test_words_to_begin_with_to_have_and_to_avoid(predictor):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -81,6 +82,28 @@ def test_caption(kind, trained, export_folder, pictures, mmfusion):
     rows = [json.loads(line) for line in answer.out.splitlines()]
     assert [row["image"] for row in rows] == [str(path) for path in pictures.good.values()]
     assert all(isinstance(row["caption"], str) and row["score"] <= 0 for row in rows)
+
+
+def test_a_seed_is_of_each_picture_and_not_of_each_batch(trained, pictures, mmfusion, tmp_path):
+    from mmfusion.export import load
+
+    picture = pictures.good["plain"]
+    copies = [tmp_path / f"{number:02}{picture.suffix}" for number in range(35)]
+    for copy in copies:
+        copy.write_bytes(picture.read_bytes())
+    (tmp_path / f"20x{picture.suffix}").write_bytes(b"no picture")
+    answer = mmfusion(
+        "caption", trained.folder, tmp_path, "--json", "--set", "method=sample", "--set", "temperature=2.0", "--set", "seeds=4"
+    )
+    assert answer.status == 2 and len(answer.error_lines) == 1
+    said = {Path(row["image"]).name: row["caption"] for row in map(json.loads, answer.out.splitlines())}
+    model = load(trained.folder)
+    assert model.batch_size < len(copies)
+    # In the order of the names, the one that is none among them.
+    seeds = [4 + number + (number > 20) for number in range(len(copies))]
+    expected = model.captions(copies, method="sample", temperature=2.0, seeds=seeds)
+    assert [said[copy.name] for copy in copies] == [captions[0].text for captions in expected]
+    assert len(set(said.values())) > 5
 
 
 def test_run_and_export_caption_alike(trained, export_folder, pictures, mmfusion):
