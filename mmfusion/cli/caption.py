@@ -43,11 +43,17 @@ def caption(
     asked = apply_overrides({}, options or [])
     predictor = load(model, precision=word_of(precision))
     paths = [path for image in images for path in (list_images(image) if image.is_dir() else [image])]
-    seeds = None if "seeds" not in asked else seeds_of(asked.pop("seeds"), len(paths), "--set seeds").tolist()
+    if asked.get("method") == "sample":
+        asked.setdefault("seeds", 0)
+    seeds = seeds_of(asked["seeds"], len(paths), "--set seeds").tolist() if "seeds" in asked else None
+
+    def asked_of(start: int, end: int) -> dict[str, Any]:
+        return asked if seeds is None else {**asked, "seeds": seeds[start:end]}
+
     failed = 0
     for start in range(0, len(paths), 1 if stream else predictor.batch_size):
         batch = paths[start : start + (1 if stream else predictor.batch_size)]
-        own = asked if seeds is None else {**asked, "seeds": seeds[start : start + len(batch)]}
+        own = asked_of(start, start + len(batch))
         with native_notes_hidden():
             if stream:
                 answers = [_streamed(predictor, batch[0], own)]
@@ -55,10 +61,7 @@ def caption(
                 try:
                     answers = list(zip(batch, _captions(predictor, batch, own), [None] * len(batch), strict=True))
                 except DataError:
-                    answers = [
-                        _one(predictor, path, own if seeds is None else {**asked, "seeds": [seeds[start + number]]})
-                        for number, path in enumerate(batch)
-                    ]
+                    answers = [_one(predictor, path, asked_of(at, at + 1)) for at, path in enumerate(batch, start)]
         for path, captions, error in answers:
             if error is not None:
                 failed += 1

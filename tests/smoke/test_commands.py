@@ -84,7 +84,8 @@ def test_caption(kind, trained, export_folder, pictures, mmfusion):
     assert all(isinstance(row["caption"], str) and row["score"] <= 0 for row in rows)
 
 
-def test_a_seed_is_of_each_picture_and_not_of_each_batch(trained, pictures, mmfusion, tmp_path):
+@pytest.mark.parametrize(("first", "given"), [(0, ()), (4, ("--set", "seeds=4"))])
+def test_a_seed_is_of_each_picture_and_not_of_each_batch(first, given, trained, pictures, mmfusion, tmp_path):
     from mmfusion.export import load
 
     picture = pictures.good["plain"]
@@ -92,15 +93,14 @@ def test_a_seed_is_of_each_picture_and_not_of_each_batch(trained, pictures, mmfu
     for copy in copies:
         copy.write_bytes(picture.read_bytes())
     (tmp_path / f"20x{picture.suffix}").write_bytes(b"no picture")
-    answer = mmfusion(
-        "caption", trained.folder, tmp_path, "--json", "--set", "method=sample", "--set", "temperature=2.0", "--set", "seeds=4"
-    )
+    sampled = ("--set", "method=sample", "--set", "temperature=2.0", *given)
+    answer = mmfusion("caption", trained.folder, tmp_path, "--json", *sampled)
     assert answer.status == 2 and len(answer.error_lines) == 1
     said = {Path(row["image"]).name: row["caption"] for row in map(json.loads, answer.out.splitlines())}
     model = load(trained.folder)
     assert model.batch_size < len(copies)
     # In the order of the names, the one that is none among them.
-    seeds = [4 + number + (number > 20) for number in range(len(copies))]
+    seeds = [first + number + (number > 20) for number in range(len(copies))]
     expected = model.captions(copies, method="sample", temperature=2.0, seeds=seeds)
     assert [said[copy.name] for copy in copies] == [captions[0].text for captions in expected]
     assert len(set(said.values())) > 5
